@@ -1,0 +1,141 @@
+"""The denoising network of *Diffusion Models Beat GANs on Image Synthesis*, section 3."""
+
+import torch
+from diffusers import UNet2DModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import nn
+
+from diffusers_cg.models.adm_trunk import (
+    ADMTrunkMixin,
+    ResampleType,
+    TimeScaleShift,
+    resolve_attention_head_dim,
+    unet2d_arguments,
+)
+
+
+class ADMUNet2DModel(ADMTrunkMixin, UNet2DModel):
+    r"""ADM, the "ablated diffusion model": a `UNet2DModel` with the architecture switches of the paper's section 3.
+
+    It predicts the noise in a noisy image and, with `out_channels = 2 * in_channels`, the interpolation coefficient v
+    of the learned variance (eq. 15 of *Improved DDPM*). The defaults are the 64x64 ImageNet model's, without classes.
+
+    Args:
+        sample_size (`int` or `tuple[int, int]`): Height and width of the image, multiples of
+            `2 ** (len(channel_multipliers) - 1)`.
+        in_channels (`int`): Channels C of the image.
+        out_channels (`int`): C for a fixed variance, 2C for a learned one.
+        base_channels (`int`): Width that the multipliers multiply; the embedding is 4 times as wide.
+        channel_multipliers (`tuple[float, ...]`): Width of each level, finest first, in units of `base_channels`;
+            fractions are allowed.
+        layers_per_block (`int`): Residual blocks per level (one more on the way up).
+        attention_resolutions (`tuple[int, ...]`): Levels with attention, by the shorter side of their feature maps.
+        attention_head_dim (`int`, *optional*): Width of every attention head; 64 if neither this nor
+            `num_attention_heads` is given.
+        num_attention_heads (`int`, *optional*): Number of heads in every attention layer, in place of a width.
+        resample_type (`"resnet"` or `"conv"`): BigGAN's residual blocks for up- and downsampling, or convolutions.
+        resnet_time_scale_shift (`"scale_shift"` or `"default"`): AdaGN, or addition followed by GroupNorm.
+        rescale_residual (`bool`): Divides every residual connection's sum by the square root of 2.
+        dropout (`float`): Dropout probability in the residual blocks.
+        num_class_embeds (`int`, *optional*): Number of classes; None for an unconditional model.
+        norm_num_groups (`int`): Groups of every GroupNorm.
+
+    Raises:
+        ValueError: if the arguments contradict each other; the sentence names the one to change.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 64,
+        in_channels: int = 3,
+        out_channels: int = 6,
+        base_channels: int = 192,
+        channel_multipliers: tuple[float, ...] = (1, 2, 3, 4),
+        layers_per_block: int = 3,
+        attention_resolutions: tuple[int, ...] = (32, 16, 8),
+        attention_head_dim: int | None = None,
+        num_attention_heads: int | None = None,
+        resample_type: ResampleType = "resnet",
+        resnet_time_scale_shift: TimeScaleShift = "scale_shift",
+        rescale_residual: bool = False,
+        dropout: float = 0.0,
+        num_class_embeds: int | None = None,
+        norm_num_groups: int = 32,
+    ):
+        if out_channels not in (in_channels, 2 * in_channels):
+            raise ValueError(
+                f"`out_channels` must be {in_channels} (fixed variance) or {2 * in_channels} (learned variance) for "
+                f"{in_channels} image channels, got {out_channels}."
+            )
+        attention_head_dim = resolve_attention_head_dim(attention_head_dim, num_attention_heads)
+        self.register_to_config(attention_head_dim=attention_head_dim)
+        config = self.config
+        super().__init__(
+            **unet2d_arguments(
+                sample_size=sample_size,
+                in_channels=in_channels,
+                out_channels=out_channels,
+                base_channels=base_channels,
+                channel_multipliers=channel_multipliers,
+                layers_per_block=layers_per_block,
+                attention_resolutions=attention_resolutions,
+                attention_head_dim=attention_head_dim,
+                num_attention_heads=num_attention_heads,
+                resample_type=resample_type,
+                resnet_time_scale_shift=resnet_time_scale_shift,
+                dropout=dropout,
+                num_class_embeds=num_class_embeds,
+                norm_num_groups=norm_num_groups,
+            )
+        )
+        # UNet2DModel registers its arguments beside ours; config.json is to state ours alone.
+        self._internal_dict = config
+        self._apply_adm_details(base_channels, num_attention_heads, rescale_residual)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    @property
+    def predicts_variance(self) -> bool:
+        """Whether the second half of the output channels is the raw learned-range variance."""
+        return self.config.out_channels == 2 * self.config.in_channels
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """Predicts the noise, and the raw variance if the model learns it.
+
+        Args:
+            sample (`torch.Tensor`): Noisy images x_t, (B, in_channels, H, W), floating point.
+            timestep (`torch.Tensor`, `float` or `int`): One for all or one per image (B,), in [0, T).
+            class_labels (`torch.Tensor`, *optional*): (B,) int64; given exactly if the model is class-conditional.
+            return_dict (`bool`): Whether to return a `UNet2DOutput` or a tuple.
+
+        Returns:
+            `UNet2DOutput` or `tuple`: `.sample` of shape (B, out_channels, H, W), in the model's dtype.
+
+        Raises:
+            ValueError: if the sample's shape does not fit, or labels are missing or not wanted.
+        """
+        self.check_sample(sample)
+        if class_labels is None and self.class_embedding is not None:
+            raise ValueError("This unet is class-conditional: pass `class_labels` of shape (batch,).")
+        if class_labels is not None and self.class_embedding is None:
+            raise ValueError("This unet is unconditional and takes no `class_labels`.")
+
+        emb = self.embed(sample, timestep, class_labels)
+        sample, residuals = self.encode(sample, emb)
+        for block in self.up_blocks:
+            num_skips = len(block.resnets)
+            residuals, skips = residuals[:-num_skips], residuals[-num_skips:]
+            sample = block(sample, skips, emb)
+        sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
+
+        if not return_dict:
+            return (sample,)
+        return UNet2DOutput(sample=sample)

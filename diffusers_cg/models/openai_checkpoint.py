@@ -1,0 +1,159 @@
+"""The parameter layout of OpenAI's guided-diffusion checkpoints, entry by entry, beside ours."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+from diffusers_cg.models.noisy_classifier import AttentionPool2D, NoisyClassifierModel
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter of OpenAI's layout and the parameters of ours that it holds.
+
+    Args:
+        openai (`str`): Its key in their state dictionary.
+        ours (`tuple[str, ...]`): One key of ours, or the three of query, key and value that theirs stacks.
+        trailing_ones (`int`): Dimensions of size one that theirs has and ours lacks (convolutions that we keep as
+            linear layers).
+        heads (`int`, *optional*): For stacked query, key and value: the number of heads.
+        transposed (`bool`): Whether theirs is the transpose of ours.
+    """
+
+    openai: str
+    ours: tuple[str, ...]
+    trailing_ones: int = 0
+    heads: int | None = None
+    transposed: bool = False
+
+    def unpack(self, tensor: torch.Tensor, new_attention_order: bool) -> tuple[torch.Tensor, ...]:
+        """OpenAI's tensor as ours, in the order of `self.ours`."""
+        tensor = tensor.reshape(tensor.shape[: tensor.ndim - self.trailing_ones])
+        if self.transposed:
+            tensor = tensor.t().contiguous()
+        if len(self.ours) == 1:
+            return (tensor,)
+        if new_attention_order:
+            return tensor.chunk(3)
+        # the legacy order interleaves query, key and value per head
+        return tuple(part.flatten(0, 1) for part in tensor.unflatten(0, (self.heads, 3, -1)).unbind(1))
+
+    def pack(self, tensors: tuple[torch.Tensor, ...], new_attention_order: bool) -> torch.Tensor:
+        """The inverse of [`unpack`]."""
+        if len(self.ours) == 1:
+            (tensor,) = tensors
+        elif new_attention_order:
+            tensor = torch.cat(tensors)
+        else:
+            tensor = torch.stack([part.unflatten(0, (self.heads, -1)) for part in tensors], dim=1).flatten(0, 2)
+        if self.transposed:
+            tensor = tensor.t()
+        return tensor.reshape(*tensor.shape, *(1,) * self.trailing_ones).contiguous()
+
+
+def _affine(openai: str, ours: str, trailing_ones: int = 0) -> Iterator[Entry]:
+    yield Entry(f"{openai}.weight", (f"{ours}.weight",), trailing_ones)
+    yield Entry(f"{openai}.bias", (f"{ours}.bias",))
+
+
+def _qkv(openai: str, ours: str, heads: int) -> Iterator[Entry]:
+    for kind, ones in (("weight", 1), ("bias", 0)):
+        yield Entry(f"{openai}.{kind}", tuple(f"{ours}.to_{part}.{kind}" for part in "qkv"), ones, heads=heads)
+
+
+def _layer(module: nn.Module, openai: str, ours: str) -> Iterator[Entry]:
+    if isinstance(module, ResnetBlock2D):
+        yield from _affine(f"{openai}.in_layers.0", f"{ours}.norm1")
+        yield from _affine(f"{openai}.in_layers.2", f"{ours}.conv1")
+        yield from _affine(f"{openai}.emb_layers.1", f"{ours}.time_emb_proj")
+        yield from _affine(f"{openai}.out_layers.0", f"{ours}.norm2")
+        yield from _affine(f"{openai}.out_layers.3", f"{ours}.conv2")
+        if module.conv_shortcut is not None:
+            yield from _affine(f"{openai}.skip_connection", f"{ours}.conv_shortcut")
+    elif isinstance(module, Attention):
+        yield from _affine(f"{openai}.norm", f"{ours}.group_norm")
+        yield from _qkv(f"{openai}.qkv", ours, module.heads)
+        yield from _affine(f"{openai}.proj_out", f"{ours}.to_out.0", trailing_ones=1)
+    else:  # Downsample2D, Upsample2D
+        yield from _affine(f"{openai}.{'op' if module.name == 'op' else 'conv'}", f"{ours}.conv")
+
+
+def _block(block: nn.Module, ours: str, openai: str, first: int, own_index: bool) -> Iterator[tuple[int, Entry]]:
+    """Entries of one level, each with the number of OpenAI's block that it stands in, counted from `first`.
+
+    A resampling layer is a block of its own on the way down (`own_index`), the last layer of a block on the way up.
+    """
+    attentions = getattr(block, "attentions", None)
+    resamplers, name = (block.downsamplers, "downsamplers") if own_index else (block.upsamplers, "upsamplers")
+    index = first
+    for i, resnet in enumerate(block.resnets):
+        index = first + i
+        layers = [(resnet, f"{ours}.resnets.{i}")]
+        if attentions is not None:
+            layers.append((attentions[i], f"{ours}.attentions.{i}"))
+        is_last = i == len(block.resnets) - 1
+        if resamplers is not None and is_last and not own_index:
+            layers.append((resamplers[0], f"{ours}.{name}.0"))
+        for j, (layer, key) in enumerate(layers):
+            yield from ((index, entry) for entry in _layer(layer, f"{openai}.{index}.{j}", key))
+    if resamplers is not None and own_index:
+        yield from ((index + 1, entry) for entry in _layer(resamplers[0], f"{openai}.{index + 1}.0", f"{ours}.{name}.0"))
+
+
+def _blocks(blocks: nn.ModuleList, ours: str, openai: str, first: int, own_index: bool) -> Iterator[Entry]:
+    for i, block in enumerate(blocks):
+        for index, entry in _block(block, f"{ours}.{i}", openai, first, own_index):
+            yield entry
+        first = index + 1
+
+
+def openai_entries(model: nn.Module) -> list[Entry]:
+    """Every parameter of `model`, an [`ADMUNet2DModel`] or a [`NoisyClassifierModel`], beside OpenAI's, in their order."""
+    entries = [*_affine("time_embed.0", "time_embedding.linear_1"), *_affine("time_embed.2", "time_embedding.linear_2")]
+    if getattr(model, "class_embedding", None) is not None:
+        entries.append(Entry("label_emb.weight", ("class_embedding.weight",)))
+    entries += _affine("input_blocks.0.0", "conv_in")
+    entries += _blocks(model.down_blocks, "down_blocks", "input_blocks", first=1, own_index=True)
+    middle = (("resnets.0", 0), ("attentions.0", 1), ("resnets.1", 2))
+    for ours, index in middle:
+        entries += _layer(model.mid_block.get_submodule(ours), f"middle_block.{index}", f"mid_block.{ours}")
+
+    if not isinstance(model, NoisyClassifierModel):
+        entries += _blocks(model.up_blocks, "up_blocks", "output_blocks", first=0, own_index=False)
+        return [*entries, *_affine("out.0", "conv_norm_out"), *_affine("out.2", "conv_out")]
+
+    for index, layer in enumerate(model.head):
+        if isinstance(layer, AttentionPool2D):
+            entries.append(Entry("out.2.positional_embedding", ("head.2.positional_embedding",), transposed=True))
+            entries += _qkv("out.2.qkv_proj", "head.2", layer.to_q.out_features // layer.attention_head_dim)
+            entries += _affine("out.2.c_proj", "head.2.to_out", trailing_ones=1)
+        elif model.config.pool == "adaptive" and isinstance(layer, nn.Linear):
+            entries += _affine("out.3", f"head.{index}", trailing_ones=2)  # theirs convolves before it flattens
+        elif any(True for _ in layer.parameters()):
+            entries += _affine(f"out.{index}", f"head.{index}")
+    return entries
+
+
+def from_openai_state_dict(
+    model: nn.Module, state_dict: Mapping[str, torch.Tensor], new_attention_order: bool
+) -> dict[str, torch.Tensor]:
+    """Renames and reorders OpenAI's state dictionary for `model`.
+
+    Args:
+        model (`ADMUNet2DModel` or `NoisyClassifierModel`): Says which entries there are; not changed.
+        state_dict (`Mapping[str, torch.Tensor]`): Their parameters.
+        new_attention_order (`bool`): Whether query, key and value are stacked as wholes (only the 64x64 unet) rather
+            than interleaved per head. Attention pooling always stacks wholes.
+
+    Raises:
+        KeyError: if an entry is missing from `state_dict`.
+    """
+    converted = {}
+    for entry in openai_entries(model):
+        order = new_attention_order or entry.openai.startswith("out.")
+        converted.update(zip(entry.ours, entry.unpack(state_dict[entry.openai], order)))
+    return converted
