@@ -1,4 +1,22 @@
 """ADM and classifier guidance (*Diffusion Models Beat GANs on Image Synthesis*) for the Hugging Face ecosystem."""
 
+from diffusers import ModelMixin, SchedulerMixin  # noqa: F401  (diffusers looks for these here when it loads a component)
+
+from diffusers_cg.diffusion import GaussianDiffusion
+from diffusers_cg.guidance import ClassifierGuidance
+from diffusers_cg.hub.registration import register_library
 from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
+from diffusers_cg.pipelines import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
+
+
+__all__ = [
+    "ADMUNet2DModel",
+    "ClassifierGuidance",
+    "ClassifierGuidedDDIMPipeline",
+    "ClassifierGuidedDDPMPipeline",
+    "GaussianDiffusion",
+    "NoisyClassifierModel",
+]
 __version__ = "0.1.0"
+
+register_library()

@@ -1,0 +1,7 @@
+"""What a user calls: models, scheduler and guidance assembled for inference."""
+
+from diffusers_cg.pipelines.pipeline_classifier_guided_ddim import ClassifierGuidedDDIMPipeline
+from diffusers_cg.pipelines.pipeline_classifier_guided_ddpm import ClassifierGuidedDDPMPipeline
+
+
+__all__ = ["ClassifierGuidedDDIMPipeline", "ClassifierGuidedDDPMPipeline"]

@@ -1,0 +1,26 @@
+"""Diffusion arithmetic, in one place."""
+
+from diffusers_cg.diffusion.gaussian_diffusion import Gaussian, GaussianDiffusion, ReverseStep, split_model_output
+from diffusers_cg.diffusion.losses import TrainingLosses, prior_term, training_losses, variational_bound_term
+from diffusers_cg.diffusion.schedulers import (
+    resolve_timesteps,
+    scheduler_for_guided_noise,
+    to_ddim_scheduler,
+    to_ddpm_scheduler,
+)
+
+
+__all__ = [
+    "Gaussian",
+    "GaussianDiffusion",
+    "ReverseStep",
+    "TrainingLosses",
+    "prior_term",
+    "resolve_timesteps",
+    "scheduler_for_guided_noise",
+    "split_model_output",
+    "to_ddim_scheduler",
+    "to_ddpm_scheduler",
+    "training_losses",
+    "variational_bound_term",
+]

@@ -1,0 +1,235 @@
+"""Closed forms of a discrete Gaussian diffusion: q(x_t|x_0), q(x_{t-1}|x_t,x_0) and p(x_{t-1}|x_t)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from diffusers import SchedulerMixin
+
+
+VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"]
+
+
+@dataclass
+class Gaussian:
+    """A diagonal Gaussian; every field is (B, C, H, W) or broadcasts to it, float32.
+
+    `log_variance` is finite also where `variance` is zero (see [`GaussianDiffusion`]).
+    """
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    log_variance: torch.Tensor
+
+
+@dataclass
+class ReverseStep(Gaussian):
+    """p(x_{t-1} | x_t) of the model, with the clean image that its mean is built on, (B, C, H, W)."""
+
+    pred_original_sample: torch.Tensor
+
+
+class GaussianDiffusion:
+    r"""The forward process and its reversal, for all timesteps or for any subset of them.
+
+    "t - 1" below means the next smaller timestep of the subset, and the clean image after the smallest one. Images are
+    (B, C, H, W) in [-1, 1]; a `timestep` is an `int`, a 0-d tensor or one per image (B,), and always one of the
+    original timesteps in [0, T), as the networks see them. Every coefficient is computed in float64 and cast last.
+
+    At the smallest timestep the posterior has no variance. Where its logarithm is needed there, that of the next
+    timestep stands in (*Improved DDPM*, section 3.1), both as the lower end of the learned range and for
+    `"fixed_large"`.
+
+    Args:
+        betas (`torch.Tensor`): Variances of the training process, (T,).
+        timesteps (sequence of `int`, *optional*): Decreasing subset to sample with; all T by default.
+        variance_type (`str`): Variance of p, by diffusers' names: `"fixed_small"` (the posterior's), `"fixed_large"`
+            (beta), or `"learned_range"` (eq. 15 of *Improved DDPM*; the model outputs 2C channels). The `_log`
+            variants describe the same distributions.
+
+    Raises:
+        ValueError: if the timesteps are empty, out of range or not decreasing, or the variance type is another.
+    """
+
+    def __init__(
+        self,
+        betas: torch.Tensor,
+        timesteps: Sequence[int] | None = None,
+        variance_type: VarianceType = "learned_range",
+    ):
+        num_train_timesteps = len(betas)
+        if variance_type not in get_args(VarianceType):
+            raise ValueError(f"`variance_type` must be one of {get_args(VarianceType)}, got {variance_type!r}.")
+        timesteps = range(num_train_timesteps - 1, -1, -1) if timesteps is None else [int(t) for t in timesteps]
+        check_timesteps(timesteps, num_train_timesteps)
+
+        self.num_train_timesteps = num_train_timesteps
+        self.timesteps = torch.tensor(timesteps, dtype=torch.int64)
+        self.variance_type = variance_type
+
+        kept = self.timesteps.flip(0)  # increasing, so that table index 0 is the last step of sampling
+        abar = torch.cumprod(1 - betas.double().cpu(), dim=0)[kept]
+        abar_prev = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+        beta = 1 - abar / abar_prev
+        posterior_variance = beta * (1 - abar_prev) / (1 - abar)
+        # one step has no next timestep: its range is the single point log beta
+        stand_in = posterior_variance[1:2] if len(kept) > 1 else beta[:1]
+        posterior_log_variance = torch.cat([stand_in, posterior_variance[1:]]).log()
+        large_variance = torch.cat([stand_in, beta[1:]])
+
+        self.alphas_cumprod = abar
+        self.betas = beta
+        self._index = torch.full((num_train_timesteps,), -1, dtype=torch.int64)
+        self._index[kept] = torch.arange(len(kept))
+        self._tables = {
+            "sqrt_abar": abar.sqrt(),
+            "sqrt_one_minus_abar": (1 - abar).sqrt(),
+            "one_minus_abar": 1 - abar,
+            "log_one_minus_abar": (1 - abar).log(),
+            "sqrt_recip_abar": (1 / abar).sqrt(),
+            "sqrt_recip_abar_minus_one": (1 / abar - 1).sqrt(),
+            "log_beta": beta.log(),
+            "posterior_variance": posterior_variance,
+            "posterior_log_variance": posterior_log_variance,
+            "posterior_coeff_original": beta * abar_prev.sqrt() / (1 - abar),
+            "posterior_coeff_sample": (1 - abar_prev) * (abar / abar_prev).sqrt() / (1 - abar),
+            "large_variance": large_variance,
+            "large_log_variance": large_variance.log(),
+        }
+
+    @classmethod
+    def from_scheduler(cls, scheduler: SchedulerMixin, timesteps: Sequence[int] | None = None) -> "GaussianDiffusion":
+        """The process of a diffusers scheduler that keeps variance (DDPM, DDIM, DPM-Solver, UniPC, ...).
+
+        Raises:
+            ValueError: if the scheduler has no betas, or its model does not predict the noise.
+        """
+        prediction_type = scheduler.config.get("prediction_type", "epsilon")
+        if not hasattr(scheduler, "betas") or prediction_type != "epsilon":
+            raise ValueError(
+                f"A scheduler with betas for models that predict the noise is needed, got {type(scheduler).__name__} "
+                f"with prediction_type={prediction_type!r}."
+            )
+        variance_type = scheduler.config.get("variance_type") or "fixed_small"
+        return cls(scheduler.betas, timesteps=timesteps, variance_type=variance_type)
+
+    def coefficient(self, name: str, timestep: torch.Tensor | int, like: torch.Tensor) -> torch.Tensor:
+        """Entry of a table at each timestep, shaped to broadcast over `like` (B, C, H, W), float32."""
+        timestep = torch.as_tensor(timestep)
+        if self._index.device != timestep.device:
+            self._index = self._index.to(timestep.device)
+        table = self._tables[name]
+        if table.device != timestep.device or table.dtype != torch.float32:
+            table = self._tables[name] = table.float().to(timestep.device)
+        values = table[self._index[timestep]].to(like.device)
+        return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+    # ------------------------------------------------------------------------------------------------ forward process
+
+    def q_sample(self, clean_images: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor | int) -> torch.Tensor:
+        """Draws x_t from q(x_t | x_0) with the given standard normal `noise` of the images' shape."""
+        return (
+            self.coefficient("sqrt_abar", timestep, noise) * clean_images
+            + self.coefficient("sqrt_one_minus_abar", timestep, noise) * noise
+        )
+
+    def q_mean_variance(self, clean_images: torch.Tensor, timestep: torch.Tensor | int) -> Gaussian:
+        """q(x_t | x_0)."""
+        return Gaussian(
+            mean=self.coefficient("sqrt_abar", timestep, clean_images) * clean_images,
+            variance=self.coefficient("one_minus_abar", timestep, clean_images),
+            log_variance=self.coefficient("log_one_minus_abar", timestep, clean_images),
+        )
+
+    def q_posterior(
+        self, clean_images: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor | int
+    ) -> Gaussian:
+        """q(x_{t-1} | x_t, x_0), eq. 6 and 7 of DDPM, for the sample x_t."""
+        return Gaussian(
+            mean=self.coefficient("posterior_coeff_original", timestep, sample) * clean_images
+            + self.coefficient("posterior_coeff_sample", timestep, sample) * sample,
+            variance=self.coefficient("posterior_variance", timestep, sample),
+            log_variance=self.coefficient("posterior_log_variance", timestep, sample),
+        )
+
+    # ------------------------------------------------------------------------------------------------ reverse process
+
+    def predict_original(
+        self, noise: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor | int
+    ) -> torch.Tensor:
+        """The clean image that the sample x_t and the noise in it imply."""
+        return (
+            self.coefficient("sqrt_recip_abar", timestep, sample) * sample
+            - self.coefficient("sqrt_recip_abar_minus_one", timestep, sample) * noise
+        )
+
+    def predict_noise(
+        self, pred_original_sample: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor | int
+    ) -> torch.Tensor:
+        """The noise that the sample x_t and its clean image imply; the inverse of [`predict_original`]."""
+        return (
+            self.coefficient("sqrt_recip_abar", timestep, sample) * sample - pred_original_sample
+        ) / self.coefficient("sqrt_recip_abar_minus_one", timestep, sample)
+
+    def p_mean_variance(
+        self,
+        model_output: torch.Tensor,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | int,
+        clip_range: float | None = None,
+    ) -> ReverseStep:
+        """p(x_{t-1} | x_t) from what the network says of the sample x_t.
+
+        Args:
+            model_output (`torch.Tensor`): Predicted noise (B, C, H, W), followed by the raw variance for
+                `"learned_range"`: (B, 2C, H, W). Without a learned variance a second half is ignored.
+            sample (`torch.Tensor`): x_t, (B, C, H, W).
+            timestep (`torch.Tensor` or `int`): One for all or one per image.
+            clip_range (`float`, *optional*): Bound on the absolute value of the predicted clean image.
+
+        Raises:
+            ValueError: if a learned variance is asked for and the output has no second half.
+        """
+        noise, predicted_variance = split_model_output(model_output, sample)
+        pred_original_sample = self.predict_original(noise, sample, timestep)
+        if clip_range is not None:
+            pred_original_sample = pred_original_sample.clamp(-clip_range, clip_range)
+        posterior = self.q_posterior(pred_original_sample, sample, timestep)
+
+        if self.variance_type == "learned_range":
+            if predicted_variance is None:
+                raise ValueError(
+                    "The learned variance needs twice as many output channels as the sample has, got "
+                    f"{model_output.shape[1]} for {sample.shape[1]}: use variance_type='fixed_small' or 'fixed_large'."
+                )
+            weight = (predicted_variance + 1) / 2
+            log_beta = self.coefficient("log_beta", timestep, sample)
+            log_variance = weight * log_beta + (1 - weight) * posterior.log_variance
+            variance = log_variance.exp()
+        elif self.variance_type.startswith("fixed_large"):
+            variance = self.coefficient("large_variance", timestep, sample)
+            log_variance = self.coefficient("large_log_variance", timestep, sample)
+        else:
+            variance, log_variance = posterior.variance, posterior.log_variance
+        return ReverseStep(posterior.mean, variance, log_variance, pred_original_sample)
+
+
+def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> None:
+    """Raises `ValueError` unless the timesteps decrease strictly inside [0, `num_train_timesteps`)."""
+    in_range = len(timesteps) > 0 and timesteps[0] < num_train_timesteps and timesteps[-1] >= 0
+    if not in_range or any(later >= earlier for earlier, later in zip(timesteps, timesteps[1:])):
+        raise ValueError(
+            f"`timesteps` must decrease strictly from at most {num_train_timesteps - 1} to at least 0, got "
+            f"{list(timesteps)}."
+        )
+
+
+def split_model_output(
+    model_output: torch.Tensor, sample: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Predicted noise (B, C, H, W) and, where the network learns it, the raw variance of the same shape."""
+    channels = sample.shape[1]
+    if model_output.shape[1] == 2 * channels:
+        return tuple(model_output.split(channels, dim=1))
+    return model_output, None

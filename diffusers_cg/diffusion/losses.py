@@ -1,0 +1,125 @@
+"""Training losses and the variational bound, in bits per dimension (*Improved DDPM*, sections 3.1 and 3.3)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from diffusers_cg.diffusion.gaussian_diffusion import Gaussian, GaussianDiffusion, split_model_output
+
+
+@dataclass
+class TrainingLosses:
+    """Losses per image, (B,), float32.
+
+    Args:
+        loss (`torch.Tensor`): What to minimize.
+        mse (`torch.Tensor`): L_simple, the mean squared error of the noise.
+        vb (`torch.Tensor`, *optional*): The variational bound's term at the image's timestep, in bits per dimension;
+            None for a fixed variance.
+    """
+
+    loss: torch.Tensor
+    mse: torch.Tensor
+    vb: torch.Tensor | None
+
+
+def normal_kl(p: Gaussian, q: Gaussian) -> torch.Tensor:
+    """KL(p || q) of diagonal Gaussians elementwise, in nats."""
+    return 0.5 * (
+        q.log_variance
+        - p.log_variance
+        - 1.0
+        + torch.exp(p.log_variance - q.log_variance)
+        + (p.mean - q.mean) ** 2 * torch.exp(-q.log_variance)
+    )
+
+
+def discretized_gaussian_log_likelihood(images: torch.Tensor, p: Gaussian) -> torch.Tensor:
+    """Log-likelihood, in nats, of 8-bit images in [-1, 1] elementwise: the mass of each value's bin (DDPM, eq. 13).
+
+    The outermost bins reach to infinity.
+    """
+    inverse_std = torch.exp(-0.5 * p.log_variance)
+    half_bin = 1.0 / 255.0
+    cdf_above = _normal_cdf(inverse_std * (images - p.mean + half_bin))
+    cdf_below = _normal_cdf(inverse_std * (images - p.mean - half_bin))
+    tiny = 1e-12
+    return torch.where(
+        images < -0.999,
+        cdf_above.clamp(min=tiny).log(),
+        torch.where(
+            images > 0.999,
+            (1.0 - cdf_below).clamp(min=tiny).log(),
+            (cdf_above - cdf_below).clamp(min=tiny).log(),
+        ),
+    )
+
+
+def _normal_cdf(x: torch.Tensor) -> torch.Tensor:
+    # the tanh approximation that published bounds were computed with
+    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _bits_per_dimension(nats: torch.Tensor) -> torch.Tensor:
+    return nats.flatten(1).mean(dim=1) / math.log(2.0)
+
+
+def variational_bound_term(
+    diffusion: GaussianDiffusion,
+    model_output: torch.Tensor,
+    clean_images: torch.Tensor,
+    sample: torch.Tensor,
+    timestep: torch.Tensor,
+    clip_range: float | None = None,
+) -> torch.Tensor:
+    """One term of the variational bound per image, (B,), in bits per dimension.
+
+    KL(q(x_{t-1}|x_t,x_0) || p(x_{t-1}|x_t)), and the negative log-likelihood of the clean image at the smallest
+    timestep of `diffusion`. Shapes are those of [`training_losses`].
+    """
+    posterior = diffusion.q_posterior(clean_images, sample, timestep)
+    predicted = diffusion.p_mean_variance(model_output, sample, timestep, clip_range=clip_range)
+    kl = _bits_per_dimension(normal_kl(posterior, predicted))
+    decoder = -_bits_per_dimension(discretized_gaussian_log_likelihood(clean_images, predicted))
+    is_last = torch.as_tensor(timestep, device=kl.device) == diffusion.timesteps[-1].item()
+    return torch.where(is_last, decoder, kl)
+
+
+def prior_term(diffusion: GaussianDiffusion, clean_images: torch.Tensor) -> torch.Tensor:
+    """KL(q(x_T|x_0) || N(0, 1)) per image, (B,), in bits per dimension: what no model can change."""
+    last = diffusion.q_mean_variance(clean_images, diffusion.timesteps[0])
+    zero = torch.zeros_like(clean_images)
+    return _bits_per_dimension(normal_kl(last, Gaussian(zero, zero + 1, zero)))
+
+
+def training_losses(
+    diffusion: GaussianDiffusion,
+    model_output: torch.Tensor,
+    clean_images: torch.Tensor,
+    noise: torch.Tensor,
+    sample: torch.Tensor,
+    timestep: torch.Tensor,
+    lambda_vlb: float = 0.001,
+) -> TrainingLosses:
+    r"""L_simple, plus lambda L_vlb if the model learns the variance (*Improved DDPM*, eq. 16).
+
+    L_vlb sums over the T timesteps; at one drawn timestep T times its term estimates it. Its gradient reaches the
+    variance alone, not the predicted noise.
+
+    Args:
+        diffusion (`GaussianDiffusion`): The process that made `sample`.
+        model_output (`torch.Tensor`): (B, C, H, W), or (B, 2C, H, W) with a learned variance; any float dtype.
+        clean_images (`torch.Tensor`): x_0 in [-1, 1], (B, C, H, W), float32.
+        noise (`torch.Tensor`): The noise in `sample`, (B, C, H, W), float32.
+        sample (`torch.Tensor`): x_t = `diffusion.q_sample(clean_images, noise, timestep)`.
+        timestep (`torch.Tensor`): (B,) int64.
+        lambda_vlb (`float`): Weight of L_vlb.
+    """
+    predicted_noise, predicted_variance = split_model_output(model_output.float(), sample)
+    mse = (noise - predicted_noise).square().flatten(1).mean(dim=1)
+    if predicted_variance is None:
+        return TrainingLosses(loss=mse, mse=mse, vb=None)
+    frozen_noise = torch.cat([predicted_noise.detach(), predicted_variance], dim=1)
+    vb = variational_bound_term(diffusion, frozen_noise, clean_images, sample, timestep)
+    return TrainingLosses(loss=mse + lambda_vlb * len(diffusion.timesteps) * vb, mse=mse, vb=vb)

@@ -1,0 +1,326 @@
+"""What the classifier-guided pipelines share: their components, their inputs, and the loop around a step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+
+from diffusers_cg.diffusion import resolve_timesteps
+from diffusers_cg.guidance import ClassifierGuidance, Guidance
+from diffusers_cg.models import NoisyClassifierModel
+
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+Step = Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor | float], torch.Tensor]
+"""(sample x_t, t, model_output, scaled gradient or 0) -> prev_sample."""
+
+
+@dataclass
+class SamplingInputs:
+    """The checked inputs of one call, on the execution device.
+
+    Args:
+        latents (`torch.Tensor`): The initial sample x_T, (B, C, H, W), float32.
+        class_labels (`torch.Tensor`, *optional*): (B,) int64.
+        timesteps (`list[int]`): Decreasing.
+        guidance (`Guidance`, *optional*): None where no image is guided.
+        classifier_scale (`torch.Tensor`): (B, 1, 1, 1), float32.
+    """
+
+    latents: torch.Tensor
+    class_labels: torch.Tensor | None
+    timesteps: list[int]
+    guidance: Guidance | None
+    classifier_scale: torch.Tensor
+
+
+class ClassifierGuidedPipeline(DiffusionPipeline):
+    r"""Base of the pipelines that sample from a diffusion model, guided by a classifier of noisy images.
+
+    Args:
+        unet ([`ADMUNet2DModel`] or `UNet2DModel`): Predicts the noise, class-conditional or not.
+        scheduler (`SchedulerMixin`): Noise schedule and steps; turned into the pipeline's own kind where it can be, so
+            that one saved folder serves every pipeline.
+        classifier ([`NoisyClassifierModel`], *optional*): Guides; without it only `classifier_scale=0` is possible.
+        ddpm_num_inference_steps, ddim_num_inference_steps (`int`): Steps where a call names none.
+        ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.
+
+    Raises:
+        ValueError: if the channels, the image size or the number of classes of unet and classifier differ.
+    """
+
+    model_cpu_offload_seq = "unet->classifier"
+    _optional_components = ["classifier"]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        classifier: NoisyClassifierModel | None = None,
+        ddpm_num_inference_steps: int = 250,
+        ddpm_classifier_scale: float = 1.0,
+        ddim_num_inference_steps: int = 25,
+        ddim_classifier_scale: float = 1.0,
+    ):
+        super().__init__()
+        check_components(unet, classifier)
+        self.register_modules(unet=unet, scheduler=self.convert_scheduler(scheduler, unet), classifier=classifier)
+        self.register_to_config(
+            ddpm_num_inference_steps=ddpm_num_inference_steps,
+            ddpm_classifier_scale=ddpm_classifier_scale,
+            ddim_num_inference_steps=ddim_num_inference_steps,
+            ddim_classifier_scale=ddim_classifier_scale,
+        )
+        self.image_processor = VaeImageProcessor(do_resize=False)
+        self._interrupt = False
+        self._num_timesteps = 0
+
+    def convert_scheduler(self, scheduler: SchedulerMixin, unet: UNet2DModel) -> SchedulerMixin:
+        """`scheduler` as this pipeline's kind of scheduler."""
+        return scheduler
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the latest call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the running call should stop at its next step; a callback may set `pipe._interrupt`."""
+        return self._interrupt
+
+    @property
+    def clip_range(self) -> float | None:
+        """Bound on the predicted clean image, as the scheduler's `clip_sample` and `clip_sample_range` say."""
+        config = self.scheduler.config
+        return config.get("clip_sample_range", 1.0) if config.get("clip_sample", False) else None
+
+    # ------------------------------------------------------------------------------------------------------- inputs
+
+    def prepare_class_labels(
+        self, class_labels: int | Sequence[int] | torch.Tensor | None, batch_size: int | None, needed: str | None
+    ) -> torch.Tensor | None:
+        """Labels (B,) int64 on the execution device, a single one repeated `batch_size` times; None if there are none.
+
+        Args:
+            class_labels: As the user gave them.
+            batch_size (`int`, *optional*): Number of images that the user asked for.
+            needed (`str`, *optional*): Who needs labels; None if nobody does.
+
+        Raises:
+            ValueError, TypeError: if labels are missing, out of range, not integers or of another number.
+        """
+        if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+            raise ValueError(f"`batch_size` must be a positive whole number, got {batch_size!r}.")
+        if class_labels is None:
+            if needed is not None:
+                raise ValueError(f"`class_labels` are missing: {needed} needs one per image.")
+            return None
+
+        single = isinstance(class_labels, int) or (isinstance(class_labels, torch.Tensor) and class_labels.ndim == 0)
+        try:
+            labels = torch.as_tensor(class_labels, device=self._execution_device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"`class_labels` must be whole numbers, got {class_labels!r}.") from None
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(f"`class_labels` must be whole numbers, got {labels.dtype}.")
+        labels = labels.to(torch.int64).reshape(1) if single else labels.to(torch.int64)
+        if single:
+            labels = labels.expand(batch_size or 1)
+        if labels.ndim != 1 or len(labels) == 0:
+            raise ValueError(f"`class_labels` must be one label or a flat list of them, got shape {tuple(labels.shape)}.")
+        if batch_size is not None and len(labels) != batch_size:
+            raise ValueError(f"`class_labels` holds {len(labels)} labels for a `batch_size` of {batch_size}.")
+
+        num_classes = self.num_classes
+        if num_classes is not None and not bool(((labels >= 0) & (labels < num_classes)).all()):
+            raise ValueError(f"`class_labels` must lie in 0..{num_classes - 1}, got {labels.tolist()}.")
+        return labels
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes that unet or classifier know; None if neither does."""
+        if self.unet.config.num_class_embeds is not None:
+            return self.unet.config.num_class_embeds
+        return None if self.classifier is None else self.classifier.config.num_classes
+
+    def prepare_classifier_scale(
+        self, classifier_scale: float | Sequence[float] | torch.Tensor, batch_size: int
+    ) -> torch.Tensor:
+        """Scales as (B, 1, 1, 1) float32 on the execution device.
+
+        Raises:
+            ValueError: if one is negative or not finite, or their number is neither one nor `batch_size`.
+        """
+        try:
+            scale = torch.as_tensor(classifier_scale, dtype=torch.float32, device=self._execution_device)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"`classifier_scale` must be a number or one per image, got {classifier_scale!r}.") from None
+        if scale.ndim > 1 or scale.numel() not in (1, batch_size):
+            raise ValueError(
+                f"`classifier_scale` must be one number or one per image ({batch_size}), got shape {tuple(scale.shape)}."
+            )
+        if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
+            raise ValueError(f"`classifier_scale` must be finite and at least 0 (off), got {classifier_scale}.")
+        return scale.reshape(-1).expand(batch_size).reshape(batch_size, 1, 1, 1)
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The initial sample (B, C, H, W), float32: standard normal noise, or `latents`.
+
+        Raises:
+            ValueError: if `latents` has another shape, or the list of generators another length.
+        """
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (batch_size, self.unet.config.in_channels, height, width)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"`generator` is a list of {len(generator)} for a batch of {batch_size}: pass one per image.")
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` must be of shape {shape}, got {tuple(latents.shape)}.")
+        return latents.to(device=self._execution_device, dtype=torch.float32)
+
+    def prepare_inputs(
+        self,
+        *,
+        class_labels: int | Sequence[int] | torch.Tensor | None,
+        batch_size: int | None,
+        num_inference_steps: int | None,
+        timesteps: Sequence[int] | None,
+        classifier_scale: float | Sequence[float] | torch.Tensor | None,
+        guidance: Guidance | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        output_type: str,
+        default_num_inference_steps: int,
+        default_classifier_scale: float,
+    ) -> SamplingInputs:
+        """Checks everything that a call was given before anything is computed, and fills in the pipeline's defaults.
+
+        Raises:
+            ValueError, TypeError: with one sentence on what was wrong and what is expected.
+        """
+        self.check_output_type(output_type)
+        if num_inference_steps is not None and timesteps is not None:
+            raise ValueError("Pass either `num_inference_steps` or `timesteps`, not both.")
+        if num_inference_steps is None:
+            num_inference_steps = default_num_inference_steps
+
+        guidance_available = guidance is not None or self.classifier is not None
+        if classifier_scale is None:
+            classifier_scale = default_classifier_scale if guidance_available else 0.0
+        num_labels = None if class_labels is None or isinstance(class_labels, int) else len(torch.as_tensor(class_labels).reshape(-1))
+        scale = self.prepare_classifier_scale(classifier_scale, num_labels or batch_size or 1)
+        guided = bool((scale > 0).any())
+        if guided and not guidance_available:
+            raise ValueError("This pipeline has no classifier: pass `classifier_scale=0`, or load it with one.")
+
+        needed = None
+        if self.unet.config.num_class_embeds is not None:
+            needed = "the class-conditional unet"
+        elif guided:
+            needed = "guidance (`classifier_scale` above 0)"
+        labels = self.prepare_class_labels(class_labels, batch_size, needed)
+        batch_size = len(labels) if labels is not None else batch_size or 1
+        if guided and guidance is None:
+            guidance = ClassifierGuidance(self.classifier)
+
+        return SamplingInputs(
+            latents=self.prepare_latents(batch_size, generator, latents),
+            class_labels=labels,
+            timesteps=resolve_timesteps(self.scheduler, num_inference_steps, timesteps),
+            guidance=guidance if guided else None,
+            classifier_scale=scale,
+        )
+
+    def check_output_type(self, output_type: str) -> None:
+        """Raises `ValueError` unless images of the model's channels can be returned as `output_type`."""
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
+        channels = self.unet.config.in_channels
+        if output_type == "pil" and channels not in (1, 3, 4):
+            raise ValueError(f"PIL has no images of {channels} channels: pass `output_type=\"np\"`, \"pt\" or \"latent\".")
+
+    # --------------------------------------------------------------------------------------------------------- loop
+
+    def denoise(
+        self,
+        inputs: SamplingInputs,
+        step: Step,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> torch.Tensor:
+        """Runs `step` over the timesteps: x_T (B, C, H, W) -> x_0, float32."""
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {sorted(unknown)}."
+            )
+
+        latents = inputs.latents
+        unet_labels = inputs.class_labels if self.unet.config.num_class_embeds is not None else None
+        self._interrupt = False
+        self._num_timesteps = len(inputs.timesteps)
+        with self.progress_bar(total=len(inputs.timesteps)) as progress_bar:
+            for i, t in enumerate(inputs.timesteps):
+                if self.interrupt:
+                    break
+                timestep = torch.tensor(t, device=latents.device)
+                model_output = self.unet(latents.to(self.unet.dtype), timestep, unet_labels).sample.float()
+                gradient = 0.0
+                if inputs.guidance is not None:
+                    gradient = inputs.classifier_scale * inputs.guidance(latents, timestep, inputs.class_labels)
+                latents = step(latents, t, model_output, gradient)
+
+                if callback_on_step_end is not None:
+                    callback_kwargs = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
+                    outputs = callback_on_step_end(self, i, timestep, callback_kwargs)
+                    latents = (outputs or {}).get("latents", latents)
+                progress_bar.update()
+        return latents
+
+    def finish(
+        self, latents: torch.Tensor, output_type: str, return_dict: bool
+    ) -> ImagePipelineOutput | tuple:
+        """Turns x_0 (B, C, H, W) into images of `output_type`, and releases offloaded models."""
+        images = self.image_processor.postprocess(latents, output_type=output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (images,)
+        return ImagePipelineOutput(images=images)
+
+
+def check_components(unet: UNet2DModel, classifier: NoisyClassifierModel | None) -> None:
+    """Raises `ValueError` where the classifier cannot read the unet's samples or knows other classes."""
+    if classifier is None:
+        return
+
+    def sides(size: int | Sequence[int]) -> tuple[int, ...]:
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    facts = [
+        ("channels", unet.config.in_channels, classifier.config.in_channels),
+        ("image size", sides(unet.config.sample_size), sides(classifier.config.sample_size)),
+    ]
+    if unet.config.num_class_embeds is not None:
+        facts.append(("number of classes", unet.config.num_class_embeds, classifier.config.num_classes))
+    for name, of_unet, of_classifier in facts:
+        if of_unet != of_classifier:
+            raise ValueError(
+                f"Unet and classifier do not fit together: the {name} of the unet is {of_unet}, that of the classifier "
+                f"{of_classifier}."
+            )
