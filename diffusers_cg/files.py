@@ -1,0 +1,70 @@
+"""Folders that are complete or absent: written beside their place, then renamed into it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_directory(path: str | Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path` that takes its place when the block ends without an error.
+
+    What stood at `path` before stays untouched until then, and for good if the block fails or the process dies. A
+    leftover of a killed process, `.NAME.partial`, is removed by the next attempt.
+    """
+    path = Path(path)
+    partial = partial_path(path)
+    replaced = path.with_name(f".{path.name}.replaced")
+    if replaced.exists() and not path.exists():  # killed between the two renames below
+        replaced.rename(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _flush(partial)
+        if path.exists():
+            path.rename(replaced)
+        partial.rename(path)
+    except BaseException:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def partial_path(path: Path) -> Path:
+    """Where [`atomic_directory`] writes before it renames."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def atomic_update(path: str | Path) -> Iterator[Path]:
+    """Yields an empty folder whose entries replace those of the same names in `path` when the block ends.
+
+    Folders move first and files last, so that an index file never names a folder that is not there yet.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    staging = path / ".staging"
+    with atomic_directory(staging) as partial:
+        yield partial
+    for entry in sorted(staging.iterdir(), key=Path.is_file):
+        if entry.is_dir():
+            with atomic_directory(path / entry.name) as place:
+                place.rmdir()
+                entry.rename(place)
+        else:
+            os.replace(entry, path / entry.name)
+    staging.rmdir()
+
+
+def _flush(directory: Path) -> None:
+    # a rename may reach the disk before the data it names
+    for file in directory.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())

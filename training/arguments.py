@@ -1,0 +1,164 @@
+"""Flags that both training scripts take; names follow diffusers' `train_unconditional.py`."""
+
+import argparse
+from pathlib import Path
+
+from diffusers_cg.training.errors import UserError
+
+
+# section 3 of the paper, and what it implies for smaller images
+CHANNEL_MULTIPLIERS = {
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    128: (1, 1, 2, 3, 4),
+    64: (1, 2, 3, 4),
+    32: (1, 2, 2),
+    16: (1, 2),
+}
+ATTENTION_RESOLUTIONS = (32, 16, 8)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, center_crop: bool) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--train_data_dir", type=Path, required=True, help="Folder with a subfolder of images per class.")
+    group.add_argument("--resolution", type=int, default=64, help="Images are resized and cropped to this side.")
+    group.add_argument("--channels", type=int, choices=(1, 3, 4), default=3, help="Gray, RGB or RGBA.")
+    group.add_argument(
+        "--center_crop",
+        action=argparse.BooleanOptionalAction,
+        default=center_crop,
+        help="Cut out the middle, or else a random part of an image up to a quarter larger.",
+    )
+    group.add_argument("--random_flip", action="store_true", help="Mirror images at random, left to right.")
+    group.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that load images.")
+    group.add_argument(
+        "--skip_bad_images", action="store_true", help="Leave out files that are no images, instead of refusing them."
+    )
+    group.add_argument(
+        "--verify_images",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Decode every file once before training starts.",
+    )
+
+
+def add_trunk_arguments(parser: argparse.ArgumentParser, base_channels: int, layers_per_block: int) -> None:
+    group = parser.add_argument_group("architecture (section 3 of the paper)")
+    group.add_argument("--base_channels", type=int, default=base_channels, help="Width that the multipliers multiply.")
+    group.add_argument(
+        "--channel_multipliers", type=float, nargs="+", help="Width per level; the paper's for the resolution by default."
+    )
+    group.add_argument("--layers_per_block", type=int, default=layers_per_block, help="Residual blocks per level.")
+    group.add_argument(
+        "--attention_resolutions", type=int, nargs="*", help="Levels with attention; those of 32, 16, 8 by default."
+    )
+    group.add_argument("--attention_head_dim", type=int, help="Width of an attention head; 64 by default.")
+    group.add_argument("--num_attention_heads", type=int, help="Number of heads, in place of a width.")
+    group.add_argument(
+        "--resample_type", choices=("resnet", "conv"), default="resnet", help="BigGAN blocks or convolutions."
+    )
+    group.add_argument(
+        "--resnet_time_scale_shift",
+        choices=("scale_shift", "default"),
+        default="scale_shift",
+        help="AdaGN, or addition followed by GroupNorm.",
+    )
+    group.add_argument("--rescale_residual", action="store_true", help="Divide residual sums by the square root of 2.")
+    group.add_argument("--dropout", type=float, default=0.0, help="Dropout probability in the residual blocks.")
+    group.add_argument("--norm_num_groups", type=int, default=32, help="Groups of every GroupNorm.")
+
+
+def add_training_arguments(
+    parser: argparse.ArgumentParser, learning_rate: float, weight_decay: float, use_ema: bool
+) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument("--output_dir", type=Path, required=True, help="Where checkpoints, pictures and the result go.")
+    group.add_argument("--seed", type=int, default=0, help="Seed of everything random.")
+    group.add_argument("--train_batch_size", type=int, default=16, help="Images per process and step.")
+    group.add_argument("--eval_batch_size", type=int, default=64, help="Images at once where nothing is trained.")
+    group.add_argument("--num_epochs", type=int, default=100, help="Passes over the data.")
+    group.add_argument("--max_train_steps", type=int, help="Optimizer steps, in place of --num_epochs.")
+    group.add_argument("--gradient_accumulation_steps", type=int, default=1, help="Batches per optimizer step.")
+    group.add_argument("--gradient_checkpointing", action="store_true", help="Less memory, more computation.")
+    group.add_argument("--learning_rate", type=float, default=learning_rate)
+    group.add_argument("--lr_scheduler", default="constant", help="A schedule of diffusers: constant, linear, cosine, ...")
+    group.add_argument("--lr_warmup_steps", type=int, default=0)
+    group.add_argument("--adam_beta1", type=float, default=0.9)
+    group.add_argument("--adam_beta2", type=float, default=0.999)
+    group.add_argument("--adam_weight_decay", type=float, default=weight_decay)
+    group.add_argument("--adam_epsilon", type=float, default=1e-8)
+    group.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to this norm.")
+    group.add_argument(
+        "--use_ema", action=argparse.BooleanOptionalAction, default=use_ema, help="Average the weights over time."
+    )
+    group.add_argument("--ema_inv_gamma", type=float, default=1.0)
+    group.add_argument("--ema_power", type=float, default=3 / 4)
+    group.add_argument("--ema_max_decay", type=float, default=0.9999)
+    group.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help="Accelerate's setting by default.")
+    group.add_argument("--ddpm_num_steps", type=int, default=1000, help="Timesteps T of the diffusion.")
+    group.add_argument("--ddpm_beta_schedule", default="linear", help="linear, squaredcos_cap_v2 (cosine), ...")
+    group.add_argument("--save_images_epochs", type=int, default=10, help="Epochs between evaluations; 0 for none.")
+    group.add_argument("--checkpointing_steps", type=int, default=500, help="Steps between checkpoints; 0 for none.")
+    group.add_argument("--checkpoints_total_limit", type=int, help="Keep this many checkpoints, the latest ones.")
+    group.add_argument(
+        "--resume_from_checkpoint", help='Path of a checkpoint, or "latest" for the newest one in --output_dir.'
+    )
+    group.add_argument("--logger", default="tensorboard", help="A tracker of Accelerate (tensorboard, wandb, ...), or none.")
+    group.add_argument("--logging_dir", default="logs", help="Folder for the tracker, inside --output_dir.")
+
+
+def trunk_arguments(args: argparse.Namespace) -> dict:
+    """The architecture that the flags describe, as arguments of both models.
+
+    Raises:
+        UserError: if the paper has no channel multipliers for the resolution and none are given.
+    """
+    multipliers = args.channel_multipliers or CHANNEL_MULTIPLIERS.get(args.resolution)
+    if multipliers is None:
+        raise UserError(
+            f"There is no customary architecture for --resolution {args.resolution}: pass --channel_multipliers, one "
+            "number per level (the image is halved between levels)."
+        )
+    attention_resolutions = args.attention_resolutions
+    if attention_resolutions is None:
+        resolutions = [args.resolution // 2**level for level in range(len(multipliers))]
+        attention_resolutions = [side for side in ATTENTION_RESOLUTIONS if side in resolutions]
+    return {
+        "sample_size": args.resolution,
+        "in_channels": args.channels,
+        "base_channels": args.base_channels,
+        "channel_multipliers": tuple(multipliers),
+        "layers_per_block": args.layers_per_block,
+        "attention_resolutions": tuple(attention_resolutions),
+        "attention_head_dim": args.attention_head_dim,
+        "num_attention_heads": args.num_attention_heads,
+        "resample_type": args.resample_type,
+        "resnet_time_scale_shift": args.resnet_time_scale_shift,
+        "rescale_residual": args.rescale_residual,
+        "dropout": args.dropout,
+        "norm_num_groups": args.norm_num_groups,
+    }
+
+
+def check_training_arguments(args: argparse.Namespace) -> None:
+    """Raises `UserError` where a number cannot be meant."""
+    positive = (
+        "resolution",
+        "train_batch_size",
+        "eval_batch_size",
+        "num_epochs",
+        "max_train_steps",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "ddpm_num_steps",
+        "checkpoints_total_limit",
+    )
+    for name in positive:
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} must be greater than 0, got {value}.")
+    for name in ("save_images_epochs", "checkpointing_steps", "lr_warmup_steps", "dataloader_num_workers"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} must be at least 0, got {getattr(args, name)}.")
+    if not 0 <= args.dropout < 1:
+        raise UserError(f"--dropout must lie in [0, 1), got {args.dropout}.")

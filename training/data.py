@@ -1,0 +1,208 @@
+"""A folder of images with a subfolder per class, as batches for training."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Sampler
+from tqdm.auto import tqdm
+
+from diffusers_cg.training.errors import UserError
+
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def load_image_folder(data_dir: str | Path, skip_bad_images: bool = False, verify: bool = True) -> Dataset:
+    """Finds the images of a folder with a subfolder per class (searched at any depth).
+
+    Args:
+        data_dir (`str` or `Path`): The folder. Classes are numbered in the order of their sorted names.
+        skip_bad_images (`bool`): Leave out files that cannot be read as images, instead of refusing the folder.
+        verify (`bool`): Decode every file once now, so that a broken one does not stop a training later.
+
+    Returns:
+        `datasets.Dataset`: Columns `path` (string) and `label` (`ClassLabel` with the classes' names).
+
+    Raises:
+        UserError: if the folder is missing or empty, has fewer than two classes, has a class without images, or holds
+            a file that cannot be read as an image (the first few are named).
+    """
+    root = Path(data_dir)
+    if not root.is_dir():
+        raise UserError(f"There is no folder {root}: pass a folder with one subfolder of images per class.")
+    class_dirs = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not class_dirs:
+        raise UserError(f"{root} has no subfolders: it must hold one subfolder of images per class.")
+    if len(class_dirs) == 1:
+        raise UserError(f"{root} has one class only, {class_dirs[0].name}: guidance needs at least two.")
+
+    files = [
+        (file, label)
+        for label, directory in enumerate(class_dirs)
+        for file in sorted(directory.rglob("*"))
+        if file.is_file() and not file.name.startswith(".")
+    ]
+    if verify:
+        faults = {}
+        for file, _ in tqdm(files, desc="Checking images", unit="file", leave=False):
+            fault = image_fault(file)
+            if fault is not None:
+                faults[file] = fault
+        if faults:
+            named = "; ".join(f"{file} ({fault})" for file, fault in list(faults.items())[:5])
+            more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+            if not skip_bad_images:
+                raise UserError(
+                    f"{len(faults)} of {len(files)} files cannot be read as images: {named}{more}. Remove them, or "
+                    "pass --skip_bad_images to train without them."
+                )
+            print(f"Skipped {len(faults)} files that cannot be read as images: {named}{more}.")
+            files = [(file, label) for file, label in files if file not in faults]
+
+    counts = np.bincount([label for _, label in files], minlength=len(class_dirs))
+    if 0 in counts:
+        empty = ", ".join(str(directory) for directory, count in zip(class_dirs, counts) if count == 0)
+        raise UserError(f"These class folders hold no images: {empty}. Fill or remove them.")
+    names = [directory.name for directory in class_dirs]
+    features = Features({"path": Value("string"), "label": ClassLabel(names=names)})
+    return Dataset.from_dict(
+        {"path": [str(file) for file, _ in files], "label": [label for _, label in files]}, features=features
+    )
+
+
+def image_fault(file: Path) -> str | None:
+    """Why a file cannot be read as an image; None if it can."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+    except Image.UnidentifiedImageError:
+        return "not an image"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"damaged: {error}"
+    return None
+
+
+def convert_channels(image: Image.Image, channels: int) -> Image.Image:
+    """Converts an image of any mode to 1 (gray), 3 (RGB) or 4 (RGBA) channels; transparency is laid on white."""
+    if image.mode.startswith("I"):  # 16 bits, which PIL would clip
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "P" or "transparency" in image.info:
+        image = image.convert("RGBA")
+    if channels != 4 and image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(MODES[channels])
+
+
+def resize_and_crop(
+    image: Image.Image, resolution: int, center_crop: bool, rng: np.random.Generator
+) -> Image.Image:
+    """Square crop as the reference makes it: halved by box filter while twice too large, then bicubic, then cut.
+
+    A random crop first draws the shorter side from [resolution, resolution / 0.8].
+    """
+    short_side = resolution if center_crop else int(rng.integers(resolution, int(resolution / 0.8) + 1))
+    while min(image.size) >= 2 * short_side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = short_side / min(image.size)
+    size = tuple(max(resolution, round(side * scale)) for side in image.size)
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    spare = (image.width - resolution, image.height - resolution)
+    left, top = (side // 2 for side in spare) if center_crop else (int(rng.integers(side + 1)) for side in spare)
+    return image.crop((left, top, left + resolution, top + resolution))
+
+
+@dataclass
+class TrainingImages(torch.utils.data.Dataset):
+    """Images of a folder, preprocessed. An item is asked for by (index, draw): see [`EndlessSampler`].
+
+    Augmentation depends on the seed and the draw alone, so it is the same whoever loads it and after a resume.
+
+    Args:
+        dataset (`datasets.Dataset`): From [`load_image_folder`].
+        resolution (`int`): Side of the square images.
+        channels (`int`): 1, 3 or 4.
+        center_crop (`bool`): Cut out the middle, or else a random part.
+        random_flip (`bool`): Mirror every other image, left to right.
+        seed (`int`): Seed of the augmentation.
+    """
+
+    dataset: Dataset
+    resolution: int
+    channels: int
+    center_crop: bool = True
+    random_flip: bool = False
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
+        """`clean_images` (C, H, W) float32 in [-1, 1], `class_labels` and `draws` int.
+
+        Raises:
+            UserError: if the file cannot be read as an image.
+        """
+        index, draw = item if isinstance(item, tuple) else (item, item)
+        row = self.dataset[index]
+        try:
+            with Image.open(row["path"]) as opened:
+                image = convert_channels(ImageOps.exif_transpose(opened), self.channels)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{row['path']} cannot be read as an image: {error}.") from error
+        rng = np.random.default_rng([self.seed, draw])
+        image = resize_and_crop(image, self.resolution, self.center_crop, rng)
+        if self.random_flip and rng.random() < 0.5:
+            image = ImageOps.mirror(image)
+        pixels = np.asarray(image, dtype=np.float32).reshape(self.resolution, self.resolution, self.channels)
+        return {
+            "clean_images": torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1),
+            "class_labels": row["label"],
+            "draws": draw,
+        }
+
+
+class EndlessSampler(Sampler[tuple[int, int]]):
+    """Yields (index, draw) without end: every epoch is a permutation of its own, which follows from the seed.
+
+    `draw` counts the images of the whole training, over all processes. Whatever an image needs at random (crop,
+    timestep, noise) is derived from it, so that a training resumed at any draw goes on as if it had never stopped.
+    """
+
+    def __init__(self, num_images: int, seed: int, first_draw: int = 0):
+        self.num_images = num_images
+        self.seed = seed
+        self.first_draw = first_draw
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        draw = self.first_draw
+        while True:
+            epoch, position = divmod(draw, self.num_images)
+            permutation = np.random.default_rng([self.seed, epoch]).permutation(self.num_images)
+            for index in permutation[position:]:
+                yield int(index), draw
+                draw += 1
+
+
+def training_loader(images: TrainingImages, batch_size: int, first_draw: int, num_workers: int) -> DataLoader:
+    """Endless batches, starting at a draw."""
+    sampler = EndlessSampler(len(images), images.seed, first_draw)
+    return DataLoader(images, batch_size=batch_size, sampler=sampler, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+
+
+def draw_timesteps_and_noise(
+    draws: Sequence[int] | torch.Tensor, like: torch.Tensor, num_train_timesteps: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Uniform timesteps (B,) int64 and standard normal noise of the shape of `like`, each from its draw's own seed."""
+    timesteps, noise = [], []
+    for draw in draws.tolist() if isinstance(draws, torch.Tensor) else draws:
+        state = np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(state))
+        timesteps.append(torch.randint(num_train_timesteps, (), generator=generator))
+        noise.append(torch.randn(like.shape[1:], generator=generator))
+    return torch.stack(timesteps).to(like.device), torch.stack(noise).to(like.device)

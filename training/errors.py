@@ -1,0 +1,40 @@
+"""How a command fails: one sentence, exit status 2, no traceback."""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can put right. Its text is one clear sentence."""
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns a `ValueError` or `TypeError`, raised on what the user passed, into a [`UserError`]."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error)) from error
+
+
+def command(main: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+    """Wraps a command's main function: user errors and those of the file system end it with exit status 2."""
+
+    @functools.wraps(main)
+    def wrapped(args: argparse.Namespace) -> None:
+        try:
+            main(args)
+        except UserError as error:
+            sys.exit(_report(str(error)))
+        except OSError as error:
+            sys.exit(_report(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."))
+
+    return wrapped
+
+
+def _report(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    return 2

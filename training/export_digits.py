@@ -1,0 +1,55 @@
+"""Writes scikit-learn's 1,797 handwritten digits as folders of PNG files, one subfolder per class.
+
+    python training/export_digits.py --output_dir digits
+
+leaves `digits/train` (1,437 images) and `digits/test` (360), split by class with a fixed seed. The images keep their
+own 8x8 pixels; their 17 gray levels become 0..255.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from diffusers_cg.files import atomic_directory
+from diffusers_cg.training.errors import command
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write; replaced if it exists.")
+    parser.add_argument("--test_fraction", type=float, default=0.2, help="Share of every class held out for testing.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the split.")
+    return parser.parse_args(argv)
+
+
+def split_digits(test_fraction: float = 0.2, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The digits as `{"train": (images, labels), "test": ...}`: (N, 8, 8) uint8 in 0..255 and (N,) int64."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    labels = digits.target.astype(np.int64)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=test_fraction, random_state=seed, stratify=labels
+    )
+    return {name: (images[rows], labels[rows]) for name, rows in (("train", train), ("test", test))}
+
+
+@command
+def main(args: argparse.Namespace) -> None:
+    splits = split_digits(args.test_fraction, args.seed)
+    with atomic_directory(args.output_dir) as directory:
+        for name, (images, labels) in splits.items():
+            for number, (image, label) in enumerate(zip(images, labels)):
+                folder = directory / name / str(label)
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(folder / f"{number:04d}.png")
+    for name, (_, labels) in splits.items():
+        print(f"{args.output_dir / name}: {len(labels)} images of {len(set(labels.tolist()))} classes")
+
+
+if __name__ == "__main__":
+    main(parse_args())

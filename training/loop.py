@@ -1,0 +1,308 @@
+"""The training loop that the scripts share: Accelerate, EMA, checkpoints, resume, progress."""
+
+import argparse
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers import ModelMixin
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from tqdm.auto import tqdm
+
+from diffusers_cg.files import atomic_directory, atomic_update, partial_path
+from diffusers_cg.training.data import TrainingImages, training_loader
+from diffusers_cg.training.errors import UserError, user_errors
+
+
+STATE_FILE = "training_state.json"
+
+LossFunction = Callable[[torch.nn.Module, dict[str, torch.Tensor]], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+"""(model, batch) -> loss per image (B,), and further values per image (B,) to log."""
+
+
+def make_accelerator(args: argparse.Namespace) -> Accelerator:
+    """Accelerate, set up as the flags say, with the output folder made and the seed set."""
+    log_with = None if args.logger == "none" else args.logger
+    with user_errors():
+        accelerator = Accelerator(
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            mixed_precision=args.mixed_precision,
+            log_with=log_with,
+            project_config=ProjectConfiguration(
+                project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir)
+            ),
+        )
+    if log_with is not None and not accelerator.log_with:
+        raise UserError(f"--logger {args.logger} is not installed: install it, or pass --logger none.")
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    set_seed(args.seed)
+    return accelerator
+
+
+class TrainingLoop:
+    """Trains one model to the end of its steps, saving and resuming so that nothing is lost or repeated.
+
+    Args:
+        args (`argparse.Namespace`): The flags of `training/arguments.py`.
+        accelerator (`Accelerator`): From [`make_accelerator`].
+        model (`ModelMixin`): What is trained; its config identifies checkpoints.
+        images (`TrainingImages`): What it is trained on.
+        loss_function (`LossFunction`): Loss per image.
+        evaluate (callable, *optional*): `(model, step) -> dict of numbers`, called every `--save_images_epochs` and at
+            the end on the main process, with the averaged weights in the model.
+        save (callable): `(model, folder)` writes the result into a folder, from where it is moved to `--output_dir`.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        accelerator: Accelerator,
+        model: ModelMixin,
+        images: TrainingImages,
+        loss_function: LossFunction,
+        evaluate: Callable[[ModelMixin, int], dict[str, float]] | None,
+        save: Callable[[ModelMixin, Path], None],
+    ):
+        self.args = args
+        self.accelerator = accelerator
+        self.images = images
+        self.loss_function = loss_function
+        self.evaluate = evaluate
+        self.save = save
+
+        self.images_per_step = (
+            args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+        )
+        self.steps_per_epoch = math.ceil(len(images) / self.images_per_step)
+        self.max_train_steps = args.max_train_steps or args.num_epochs * self.steps_per_epoch
+        self.global_step = 0
+        self.stop_requested = False
+        self.model_config = json.loads(model.to_json_string())
+
+        if args.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        self.ema = None
+        if args.use_ema:
+            self.ema = EMAModel(
+                model.parameters(),
+                decay=args.ema_max_decay,
+                use_ema_warmup=True,
+                inv_gamma=args.ema_inv_gamma,
+                power=args.ema_power,
+            )
+            self.ema.to(accelerator.device)
+            accelerator.register_for_checkpointing(self.ema)
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=args.learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            weight_decay=args.adam_weight_decay,
+            eps=args.adam_epsilon,
+        )
+        with user_errors():
+            # Accelerate steps the schedule once per process
+            lr_scheduler = get_scheduler(
+                args.lr_scheduler,
+                optimizer=optimizer,
+                num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
+                num_training_steps=self.max_train_steps * accelerator.num_processes,
+            )
+        self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(model, optimizer, lr_scheduler)
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints in the output folder, oldest first."""
+        found = [path for path in self.args.output_dir.glob("checkpoint-*") if (path / STATE_FILE).is_file()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+    def save_checkpoint(self) -> None:
+        """Writes `checkpoint-STEP` whole, then removes checkpoints beyond `--checkpoints_total_limit`."""
+        directory = self.args.output_dir / f"checkpoint-{self.global_step}"
+        is_main = self.accelerator.is_main_process
+        try:
+            with atomic_directory(directory) if is_main else nullcontext(partial_path(directory)) as partial:
+                self.accelerator.wait_for_everyone()
+                self._save_state(partial)
+                self.accelerator.wait_for_everyone()
+        except Exception as error:  # of whatever library met the full disk
+            good = self.checkpoints()
+            kept = f"the last good one is {good[-1]}" if good else "there is no earlier one"
+            raise UserError(f"Checkpoint {directory} could not be written ({error}); {kept}.") from error
+        limit = self.args.checkpoints_total_limit
+        if is_main and limit:
+            for old in self.checkpoints()[:-limit]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _save_state(self, directory: Path) -> None:
+        self.accelerator.save_state(str(directory))
+        state = {
+            "global_step": self.global_step,
+            "images_per_step": self.images_per_step,
+            "num_images": len(self.images),
+            "seed": self.args.seed,
+            "model_config": self.model_config,
+        }
+        if self.accelerator.is_main_process:
+            (directory / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+
+    def resume(self) -> None:
+        """Loads the checkpoint that `--resume_from_checkpoint` names.
+
+        Raises:
+            UserError: if there is none, or it belongs to another model or another training.
+        """
+        wanted = self.args.resume_from_checkpoint
+        if wanted == "latest":
+            found = self.checkpoints()
+            if not found:
+                raise UserError(f"{self.args.output_dir} holds no checkpoint to resume from: leave the flag out to start anew.")
+            directory = found[-1]
+        else:
+            directory = Path(wanted)
+            if not (directory / STATE_FILE).is_file():
+                raise UserError(f"{directory} is not a checkpoint of this script (it has no {STATE_FILE}).")
+
+        state = json.loads((directory / STATE_FILE).read_text())
+        differing = sorted(
+            name
+            for name in self.model_config.keys() | state["model_config"].keys()
+            if not name.startswith("_") and self.model_config.get(name) != state["model_config"].get(name)
+        )
+        if differing:
+            stated = ", ".join(f"{n}={state['model_config'].get(n)} (now {self.model_config.get(n)})" for n in differing)
+            raise UserError(f"{directory} is a checkpoint of another architecture: {stated}.")
+        for name, now in (
+            ("images_per_step", self.images_per_step),
+            ("num_images", len(self.images)),
+            ("seed", self.args.seed),
+        ):
+            if state[name] != now:
+                raise UserError(f"{directory} was trained with {name}={state[name]}, now it is {now}: the two cannot be joined.")
+        self.accelerator.load_state(str(directory))
+        self.global_step = state["global_step"]
+        self.accelerator.print(f"Resumed from {directory} at step {self.global_step}.")
+
+    # ----------------------------------------------------------------------------------------------------- training
+
+    def run(self) -> None:
+        """Trains; on SIGTERM or Ctrl-C saves a checkpoint after the running step and returns."""
+        args, accelerator = self.args, self.accelerator
+        if args.resume_from_checkpoint:
+            self.resume()
+        if accelerator.log_with:
+            settings = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in vars(args).items()}
+            accelerator.init_trackers("training", config=settings)
+        loader = accelerator.prepare(
+            training_loader(
+                self.images,
+                args.train_batch_size,
+                first_draw=self.global_step * self.images_per_step,
+                num_workers=args.dataloader_num_workers,
+            )
+        )
+        batches = iter(loader)
+        self._listen_for_signals()
+
+        progress_bar = tqdm(
+            total=self.max_train_steps,
+            initial=self.global_step,
+            unit="step",
+            disable=not accelerator.is_local_main_process,
+        )
+        self.model.train()
+        started, first_step = time.monotonic(), self.global_step
+        while self.global_step < self.max_train_steps and not self.stop_requested:
+            logs = self._train_step(batches)
+            self.global_step += 1
+            elapsed = time.monotonic() - started
+            logs["images_per_second"] = (self.global_step - first_step) * self.images_per_step / elapsed
+            logs["learning_rate"] = self.lr_scheduler.get_last_lr()[0]
+            progress_bar.update()
+            progress_bar.set_postfix(
+                loss=f"{logs['loss']:.4f}", lr=f"{logs['learning_rate']:.1e}", img_s=f"{logs['images_per_second']:.0f}"
+            )
+            done = self.global_step == self.max_train_steps
+            every = args.save_images_epochs * self.steps_per_epoch
+            if self.evaluate is not None and every and (self.global_step % every == 0 or done):
+                logs.update(self._evaluate())
+            accelerator.log(logs, step=self.global_step)
+            if args.checkpointing_steps and (self.global_step % args.checkpointing_steps == 0 or done):
+                self.save_checkpoint()
+        progress_bar.close()
+
+        if self.stop_requested and self.global_step < self.max_train_steps:
+            self.save_checkpoint()
+            accelerator.print(
+                f"Stopped at step {self.global_step}; go on with --resume_from_checkpoint latest."
+            )
+        elif accelerator.is_main_process:
+            with self.averaged_weights() as model, atomic_update(args.output_dir) as directory:
+                self.save(model, directory)
+            accelerator.print(f"Saved {args.output_dir}.")
+        accelerator.end_training()
+
+    def _train_step(self, batches) -> dict[str, float]:
+        """One optimizer step over `gradient_accumulation_steps` batches."""
+        sums: dict[str, float] = {}
+        for _ in range(self.args.gradient_accumulation_steps):
+            batch = next(batches)
+            with self.accelerator.accumulate(self.model):
+                losses, values = self.loss_function(self.model, batch)
+                loss = losses.mean()
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+                self.optimizer.step()
+                self.lr_scheduler.step()
+                self.optimizer.zero_grad()
+            for name, value in {"loss": losses, **values}.items():
+                mean = value.detach().float().mean().item()
+                sums[name] = sums.get(name, 0.0) + mean / self.args.gradient_accumulation_steps
+        if self.ema is not None:
+            self.ema.step(self.model.parameters())
+        return sums
+
+    def _evaluate(self) -> dict[str, float]:
+        values = {}
+        if self.accelerator.is_main_process:
+            with self.averaged_weights() as model:
+                values = self.evaluate(model, self.global_step)
+        self.accelerator.wait_for_everyone()
+        return values
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[ModelMixin]:
+        """The model in evaluation mode with its averaged weights, for the length of a `with` block.
+
+        Leaves the state of PyTorch's random numbers as it was, so that looking at a model does not change its training.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        with torch.random.fork_rng():
+            if self.ema is not None:
+                self.ema.store(model.parameters())
+                self.ema.copy_to(model.parameters())
+            try:
+                yield model.eval()
+            finally:
+                if self.ema is not None:
+                    self.ema.restore(model.parameters())
+                model.train()
+
+    def _listen_for_signals(self) -> None:
+        def stop(signum, frame):
+            self.stop_requested = True
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+

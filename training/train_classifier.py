@@ -1,0 +1,145 @@
+"""Trains the noisy classifier on a folder of images with a subfolder per class.
+
+    accelerate launch training/train_classifier.py --train_data_dir my_images --resolution 64 --output_dir my-classifier
+
+The output folder then holds checkpoints, the accuracy by noise level in `validation/` (a plot and a table for every
+evaluation), and the result, which `NoisyClassifierModel.from_pretrained` loads.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from torch.utils.data import DataLoader
+
+from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
+from diffusers_cg.training.arguments import (
+    add_data_arguments,
+    add_training_arguments,
+    add_trunk_arguments,
+    check_training_arguments,
+    trunk_arguments,
+)
+from diffusers_cg.training.data import TrainingImages, draw_timesteps_and_noise, load_image_folder
+from diffusers_cg.training.errors import UserError, command, user_errors
+from diffusers_cg.training.loop import TrainingLoop, make_accelerator
+
+
+NOISE_LEVELS = 10
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_arguments(parser, center_crop=False)
+    add_trunk_arguments(parser, base_channels=128, layers_per_block=4)
+    add_training_arguments(parser, learning_rate=3e-4, weight_decay=0.05, use_ema=False)
+    group = parser.add_argument_group("classifier")
+    group.add_argument(
+        "--pool",
+        choices=("attention", "adaptive", "spatial", "spatial_v2"),
+        default="attention",
+        help="How features become logits.",
+    )
+    group.add_argument("--validation_data_dir", type=Path, help="Folder of the same classes to measure accuracy on.")
+    group.add_argument(
+        "--validation_fraction",
+        type=float,
+        default=0.05,
+        help="Without that folder: share of the training images held out for it; 0 for none.",
+    )
+    return parser.parse_args(argv)
+
+
+def load_splits(args: argparse.Namespace):
+    """Training images, and those to validate on (None if there are to be none).
+
+    Raises:
+        UserError: if the classes of the two differ, or the fraction leaves one of them empty.
+    """
+    train = load_image_folder(args.train_data_dir, args.skip_bad_images, args.verify_images)
+    if args.validation_data_dir is not None:
+        validation = load_image_folder(args.validation_data_dir, args.skip_bad_images, args.verify_images)
+        if validation.features != train.features:
+            raise UserError(f"{args.validation_data_dir} and {args.train_data_dir} do not hold the same classes.")
+        return train, validation
+    if args.validation_fraction == 0:
+        return train, None
+    held_out = int(args.validation_fraction * len(train))
+    if not 0 < held_out < len(train):
+        raise UserError(
+            f"--validation_fraction {args.validation_fraction} of {len(train)} images leaves nothing to train or to "
+            "validate on: choose another, or 0."
+        )
+    splits = train.train_test_split(test_size=held_out, seed=args.seed)
+    return splits["train"], splits["test"]
+
+
+@command
+def main(args: argparse.Namespace) -> None:
+    check_training_arguments(args)
+    train, validation = load_splits(args)
+    accelerator = make_accelerator(args)
+    with user_errors():
+        classifier = NoisyClassifierModel(
+            num_classes=len(train.features["label"].names), pool=args.pool, **trunk_arguments(args)
+        )
+        scheduler = DDPMScheduler(
+            num_train_timesteps=args.ddpm_num_steps, beta_schedule=args.ddpm_beta_schedule
+        )
+    diffusion = GaussianDiffusion.from_scheduler(scheduler)
+
+    def loss_function(model, batch):
+        clean_images = batch["clean_images"]
+        timesteps, noise = draw_timesteps_and_noise(batch["draws"], clean_images, args.ddpm_num_steps, args.seed)
+        logits = model(diffusion.q_sample(clean_images, noise, timesteps), timesteps).logits.float()
+        losses = F.cross_entropy(logits, batch["class_labels"], reduction="none")
+        return losses, {"accuracy": logits.argmax(dim=1) == batch["class_labels"]}
+
+    @torch.no_grad()
+    def evaluate(model, step):
+        images = TrainingImages(validation, args.resolution, args.channels, center_crop=True, seed=args.seed)
+        levels = np.linspace(0, args.ddpm_num_steps - 1, NOISE_LEVELS).round().astype(int).tolist()
+        correct = np.zeros(len(levels))
+        for batch in DataLoader(images, batch_size=args.eval_batch_size):
+            clean_images = batch["clean_images"].to(accelerator.device)
+            _, noise = draw_timesteps_and_noise(batch["draws"], clean_images, args.ddpm_num_steps, args.seed)
+            for i, level in enumerate(levels):
+                predicted = model(diffusion.q_sample(clean_images, noise, level), level).logits.argmax(dim=1).cpu()
+                correct[i] += (predicted == batch["class_labels"]).sum().item()
+        accuracy = dict(zip(levels, (correct / len(images)).tolist()))
+        report(accuracy, args.output_dir / "validation", step)
+        return {f"validation_accuracy/t{level}": value for level, value in accuracy.items()}
+
+    def save(model, directory: Path):
+        model.save_pretrained(directory)
+
+    images = TrainingImages(train, args.resolution, args.channels, args.center_crop, args.random_flip, seed=args.seed)
+    TrainingLoop(
+        args, accelerator, classifier, images, loss_function, evaluate if validation is not None else None, save
+    ).run()
+
+
+def report(accuracy: dict[int, float], directory: Path, step: int) -> None:
+    """Writes the accuracy by timestep as `step_STEP.json` and as a plot beside it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    directory.mkdir(exist_ok=True)
+    path = directory / f"step_{step:07d}.json"
+    path.write_text(json.dumps(accuracy, indent=2) + "\n")
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    axes.plot(list(accuracy), list(accuracy.values()), marker="o")
+    axes.set(xlabel="timestep (noise level)", ylabel="validation accuracy", ylim=(0, 1.02), title=f"step {step}")
+    axes.grid(alpha=0.3)
+    figure.savefig(path.with_suffix(".png"), dpi=120)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main(parse_args())
