@@ -1,5 +1,7 @@
 """ADM and classifier guidance (*Diffusion Models Beat GANs on Image Synthesis*) for the Hugging Face ecosystem."""
 
+from pathlib import Path
+
 from diffusers import ModelMixin, SchedulerMixin  # noqa: F401  (diffusers looks for these here when it loads a component)
 
 from diffusers_cg.diffusion import GaussianDiffusion
@@ -10,6 +12,7 @@ from diffusers_cg.pipelines import ClassifierGuidedDDIMPipeline, ClassifierGuide
 
 
 __all__ = [
+    "DIGITS",
     "ADMUNet2DModel",
     "ClassifierGuidance",
     "ClassifierGuidedDDIMPipeline",
@@ -18,5 +21,8 @@ __all__ = [
     "NoisyClassifierModel",
 ]
 __version__ = "0.1.0"
+
+DIGITS = Path(__file__).parent / "pretrained" / "digits"
+"""A small pipeline that ships with the package: handwritten digits, 16x16, gray, 10 classes."""
 
 register_library()

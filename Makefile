@@ -1,0 +1,29 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test quality format clean
+
+demo: $(INSTALLED)  ## a classifier steers diffusion models on handwritten digits; pictures and a table in demo/
+	$(BIN)/python benchmarks/demo.py --output_dir demo
+
+test: $(INSTALLED)  ## all tests
+	$(BIN)/python -m pytest
+
+quality: $(INSTALLED)  ## style and formatting, as they must be before a commit
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch comes first and pinned: left to itself, pip may fetch gigabytes of CUDA packages for it
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,quality]'
+	touch $@
+
+clean:
+	rm -rf .venv demo build dist *.egg-info

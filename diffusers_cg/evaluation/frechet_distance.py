@@ -1,0 +1,42 @@
+"""Frechet distance between two sets of features (FID where the features are Inception's)."""
+
+import numpy as np
+
+
+def feature_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (D,) and unbiased covariance (D, D) of features (N, D), float64.
+
+    Raises:
+        ValueError: if there are fewer than two rows, or one is not finite.
+    """
+    features = np.asarray(features, dtype=np.float64)
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"Features must be of shape (at least 2, D), got {features.shape}.")
+    if not np.isfinite(features).all():
+        raise ValueError("Features hold values that are not finite.")
+    return features.mean(axis=0), np.cov(features, rowvar=False).reshape(features.shape[1], -1)
+
+
+def frechet_distance(
+    mean: np.ndarray, covariance: np.ndarray, other_mean: np.ndarray, other_covariance: np.ndarray
+) -> float:
+    r"""|m - m'|^2 + tr(C + C' - 2 (C C')^{1/2}) of two Gaussians.
+
+    The trace of the root is the sum of the roots of the eigenvalues of C^{1/2} C' C^{1/2}, which is symmetric: exact
+    and finite also for singular covariances.
+
+    Args:
+        mean, other_mean (`np.ndarray`): (D,).
+        covariance, other_covariance (`np.ndarray`): (D, D), symmetric.
+
+    Raises:
+        ValueError: if the two have different numbers of features.
+    """
+    if mean.shape != other_mean.shape or covariance.shape != other_covariance.shape:
+        raise ValueError(f"The two sets have different features: {mean.shape} and {other_mean.shape}.")
+    eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+    root = (eigenvectors * np.sqrt(eigenvalues.clip(min=0))) @ eigenvectors.T
+    product = root @ other_covariance @ root
+    trace_of_root = np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum()
+    difference = mean - other_mean
+    return float(difference @ difference + np.trace(covariance) + np.trace(other_covariance) - 2 * trace_of_root)

@@ -1,0 +1,123 @@
+"""Networks, samplers and losses against numbers that the reference implementation computed (`tests/data`)."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from reference import CASES, FORWARD, LOSSES, SAMPLERS, reference_classifier, reference_unet
+
+from diffusers_cg import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline, GaussianDiffusion
+from diffusers_cg.diffusion import prior_term, training_losses, variational_bound_term
+from diffusers_cg.guidance import ClassifierGuidance
+
+
+BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+BASE_SAMPLERS = [name for name in CASES["samplers"] if not name.startswith("superres")]
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@pytest.mark.parametrize("name", CASES["forward"]["unet"])
+@torch.no_grad()
+def test_unet(name):
+    unet = reference_unet(name)
+    class_labels = FORWARD["y"] if unet.config.num_class_embeds else None
+    output = unet(FORWARD["x"], FORWARD["t"], class_labels).sample
+    assert relative_error(output, FORWARD[f"unet.{name}"]) <= 1e-5
+
+
+@pytest.mark.parametrize("pool", CASES["forward"]["classifier"])
+def test_classifier_and_its_gradient(pool):
+    classifier = reference_classifier(pool)
+    logits = classifier(FORWARD["x"], FORWARD["t"]).logits
+    assert relative_error(logits, FORWARD[f"classifier.{pool}.logits"]) <= 1e-5
+    gradient = ClassifierGuidance(classifier)(FORWARD["x"], FORWARD["t"], FORWARD["y"])
+    assert relative_error(gradient, FORWARD[f"classifier.{pool}.gradient"]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", BASE_SAMPLERS)
+def test_sampler_at_every_step(name):
+    case = CASES["samplers"][name]
+    schedule = {
+        "beta_schedule": BETA_SCHEDULES[case["noise_schedule"]],
+        "clip_sample": case["clip_denoised"],
+    }
+    if not case["class_conditional"]:
+        unet = reference_unet("unconditional_dropout")
+    else:
+        unet = reference_unet("new_order_heads_by_width" if case["learned_range"] else "fixed_variance")
+    classifier = reference_classifier("attention")
+    if case["sampler"] == "ddpm":
+        variance_type = "learned_range" if case["learned_range"] else "fixed_large"
+        scheduler = DDPMScheduler(variance_type=variance_type, timestep_spacing="linspace", **schedule)
+        pipe, options = ClassifierGuidedDDPMPipeline(unet, scheduler, classifier), {}
+    else:
+        scheduler = DDIMScheduler(timestep_spacing="leading", **schedule)
+        pipe, options = ClassifierGuidedDDIMPipeline(unet, scheduler, classifier), {"eta": case["eta"]}
+    pipe.set_progress_bar_config(disable=True)
+    evenly_spaced = "," not in case["timestep_respacing"]
+    steps = {"num_inference_steps": len(case["timesteps"])} if evenly_spaced else {"timesteps": case["timesteps"]}
+    trace, timesteps = [], []
+
+    def record(pipe, step, timestep, tensors):
+        trace.append(tensors["latents"])
+        timesteps.append(int(timestep))
+        return {}
+
+    sample = pipe(
+        class_labels=case["class_labels"],
+        classifier_scale=case["classifier_scale"],
+        generator=torch.Generator().manual_seed(case["seed"]),
+        output_type="latent",
+        callback_on_step_end=record,
+        **steps,
+        **options,
+    ).images
+
+    assert timesteps == case["timesteps"]
+    assert (sample - SAMPLERS[f"{name}.sample"]).abs().max() <= 1e-4
+    if f"{name}.trace" in SAMPLERS:
+        assert (torch.stack(trace) - SAMPLERS[f"{name}.trace"]).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("schedule", BETA_SCHEDULES)
+@torch.no_grad()
+def test_losses(schedule):
+    clean_images, noise, timesteps = LOSSES["x_start"], LOSSES["noise"], LOSSES["t"]
+    diffusion = GaussianDiffusion.from_scheduler(
+        DDPMScheduler(beta_schedule=BETA_SCHEDULES[schedule], variance_type="learned_range")
+    )
+    sample = diffusion.q_sample(clean_images, noise, timesteps)
+    model_output = reference_unet("new_order_heads_by_width")(sample, timesteps, LOSSES["y"]).sample
+    losses = training_losses(diffusion, model_output, clean_images, noise, sample, timesteps)
+    bound = variational_bound_term(diffusion, model_output, clean_images, sample, timesteps)
+
+    assert relative_error(sample, LOSSES[f"{schedule}.x_t"]) <= 1e-6
+    for name in ("loss", "mse", "vb"):
+        for weighting in ("hybrid", "hybrid_rescaled"):  # the same at T = 1000
+            expected = LOSSES[f"{schedule}.{weighting}.{name}"]
+            assert torch.allclose(getattr(losses, name), expected, rtol=1e-4, atol=0), name
+    assert torch.allclose(bound * 1000, LOSSES[f"{schedule}.rescaled_kl.loss"], rtol=1e-4, atol=0)
+    assert relative_error(prior_term(diffusion, clean_images), LOSSES[f"{schedule}.prior_bpd"]) <= 1e-4
+
+
+@torch.no_grad()
+def test_variational_bound_over_a_subset_of_timesteps():
+    scheduler = DDPMScheduler(variance_type="learned_range", timestep_spacing="linspace")
+    scheduler.set_timesteps(20)
+    diffusion = GaussianDiffusion.from_scheduler(scheduler, scheduler.timesteps)
+    clean_images, class_labels = LOSSES["x_start"], LOSSES["y"]
+    unet = reference_unet("new_order_heads_by_width")
+    generator = torch.Generator().manual_seed(12)
+    terms, mse = [], []
+    for t in diffusion.timesteps:
+        timesteps = t.expand(len(clean_images))
+        noise = torch.randn(clean_images.shape, generator=generator)
+        sample = diffusion.q_sample(clean_images, noise, timesteps)
+        model_output = unet(sample, timesteps, class_labels).sample
+        terms.append(variational_bound_term(diffusion, model_output, clean_images, sample, timesteps, clip_range=1.0))
+        mse.append(training_losses(diffusion, model_output, clean_images, noise, sample, timesteps).mse)
+    total = torch.stack(terms, dim=1).sum(dim=1) + prior_term(diffusion, clean_images)
+    assert relative_error(torch.stack(terms, dim=1), LOSSES["bpd_20_steps_seed12.vb"]) <= 1e-4
+    assert relative_error(total, LOSSES["bpd_20_steps_seed12.total_bpd"]) <= 1e-4

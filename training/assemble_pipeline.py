@@ -1,0 +1,64 @@
+"""Puts a trained unet and a trained classifier together into one pipeline folder.
+
+    python training/assemble_pipeline.py --unet my-unet --classifier my-classifier --output_dir my-pipeline
+
+`ClassifierGuidedDDPMPipeline` and `ClassifierGuidedDDIMPipeline` both load that folder.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler
+
+from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDPMPipeline, NoisyClassifierModel
+from diffusers_cg.files import atomic_directory
+from diffusers_cg.training.errors import command, user_errors
+
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--unet", type=Path, required=True, help="Output folder of train_unet.py.")
+    parser.add_argument("--classifier", type=Path, required=True, help="Output folder of train_classifier.py.")
+    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write; replaced if it exists.")
+    parser.add_argument(
+        "--unconditional_unet",
+        type=Path,
+        help="Output folder of train_unet.py --no-class_conditional, kept beside as `unet_unconditional`.",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="Precision of the stored weights.")
+    parser.add_argument("--ddpm_num_inference_steps", type=int, default=250, help="Default steps, saved.")
+    parser.add_argument("--ddpm_classifier_scale", type=float, default=1.0, help="Default scale, saved.")
+    parser.add_argument("--ddim_num_inference_steps", type=int, default=25, help="Default steps, saved.")
+    parser.add_argument("--ddim_classifier_scale", type=float, default=1.0, help="Default scale, saved.")
+    return parser.parse_args(argv)
+
+
+@command
+def main(args: argparse.Namespace) -> None:
+    dtype = DTYPES[args.dtype]
+    with user_errors():
+        unet = ADMUNet2DModel.from_pretrained(args.unet, subfolder="unet").to(dtype)
+        classifier = NoisyClassifierModel.from_pretrained(args.classifier).to(dtype)
+        pipe = ClassifierGuidedDDPMPipeline(
+            unet,
+            DDPMScheduler.from_pretrained(args.unet, subfolder="scheduler"),
+            classifier,
+            ddpm_num_inference_steps=args.ddpm_num_inference_steps,
+            ddpm_classifier_scale=args.ddpm_classifier_scale,
+            ddim_num_inference_steps=args.ddim_num_inference_steps,
+            ddim_classifier_scale=args.ddim_classifier_scale,
+        )
+    with atomic_directory(args.output_dir) as directory:
+        pipe.save_pretrained(directory)
+        if args.unconditional_unet is not None:
+            unconditional = ADMUNet2DModel.from_pretrained(args.unconditional_unet, subfolder="unet").to(dtype)
+            unconditional.save_pretrained(directory / "unet_unconditional")
+    print(f"Saved {args.output_dir}.")
+
+
+if __name__ == "__main__":
+    main(parse_args())
