@@ -1,5 +1,6 @@
 """Folders that are complete or absent: written beside their place, then renamed into it."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,8 +14,13 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
 
     What stood at `path` before stays untouched until then, and for good if the block fails or the process dies. A
     leftover of a killed process, `.NAME.partial`, is removed by the next attempt.
+
+    Raises:
+        NotADirectoryError: if `path` is a file.
     """
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     partial = partial_path(path)
     replaced = path.with_name(f".{path.name}.replaced")
     if replaced.exists() and not path.exists():  # killed between the two renames below

@@ -24,7 +24,7 @@ def image_grid(
         images: Rows of PIL images, or arrays (H, W), (H, W, 1) or (H, W, 3) of uint8 or of floats in [0, 1].
         row_labels, column_labels (sequence of `str`): Written to the left of each row and above each column.
         title (`str`): Written above everything.
-        tile_size (`int`): Side of a tile in pixels; smaller images grow by whole factors where they can.
+        tile_size (`int`): Side of a tile in pixels. An image is scaled to fit, in its own proportions.
         gap (`int`): Pixels between tiles.
 
     Returns:
@@ -48,17 +48,18 @@ def image_grid(
         if row < len(row_labels):
             draw.text((gap, y + tile_size / 2), row_labels[row], fill=(INK,) * 3, font=font, anchor="lm")
         for column, tile in enumerate(tiles):
-            canvas.paste(_to_tile(tile, tile_size), (left + column * pitch, y))
+            picture = _fit(tile, tile_size)
+            x = left + column * pitch + (tile_size - picture.width) // 2
+            canvas.paste(picture, (x, y + (tile_size - picture.height) // 2))
     return canvas
 
 
-def _to_tile(image: Image.Image | np.ndarray, tile_size: int) -> Image.Image:
+def _fit(image: Image.Image | np.ndarray, tile_size: int) -> Image.Image:
     if not isinstance(image, Image.Image):
         array = np.asarray(image)
         if array.dtype != np.uint8:
             array = (array.clip(0, 1) * 255).round().astype(np.uint8)
         image = Image.fromarray(array.squeeze(-1) if array.ndim == 3 and array.shape[-1] == 1 else array)
-    enlarging = max(image.size) <= tile_size
-    return image.convert("RGB").resize(
-        (tile_size, tile_size), Image.Resampling.NEAREST if enlarging else Image.Resampling.LANCZOS
-    )
+    scale = tile_size / max(image.size)
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    return image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)

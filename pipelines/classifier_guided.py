@@ -116,7 +116,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         Raises:
             ValueError, TypeError: if labels are missing, out of range, not integers or of another number.
         """
-        if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        if batch_size is not None and (
+            isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
+        ):
             raise ValueError(f"`batch_size` must be a positive whole number, got {batch_size!r}.")
         if class_labels is None:
             if needed is not None:
@@ -134,7 +136,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         if single:
             labels = labels.expand(batch_size or 1)
         if labels.ndim != 1 or len(labels) == 0:
-            raise ValueError(f"`class_labels` must be one label or a flat list of them, got shape {tuple(labels.shape)}.")
+            raise ValueError(
+                f"`class_labels` must be one label or a flat list of them, got shape {tuple(labels.shape)}."
+            )
         if batch_size is not None and len(labels) != batch_size:
             raise ValueError(f"`class_labels` holds {len(labels)} labels for a `batch_size` of {batch_size}.")
 
@@ -161,7 +165,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         try:
             scale = torch.as_tensor(classifier_scale, dtype=torch.float32, device=self._execution_device)
         except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"`classifier_scale` must be a number or one per image, got {classifier_scale!r}.") from None
+            raise TypeError(
+                f"`classifier_scale` must be a number or one per image, got {classifier_scale!r}."
+            ) from None
         if scale.ndim > 1 or scale.numel() not in (1, batch_size):
             raise ValueError(
                 f"`classifier_scale` must be one number or one per image ({batch_size}), got shape {tuple(scale.shape)}."
@@ -185,7 +191,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         height, width = (size, size) if isinstance(size, int) else size
         shape = (batch_size, self.unet.config.in_channels, height, width)
         if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"`generator` is a list of {len(generator)} for a batch of {batch_size}: pass one per image.")
+            raise ValueError(
+                f"`generator` is a list of {len(generator)} for a batch of {batch_size}: pass one per image."
+            )
         if latents is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if tuple(latents.shape) != shape:
@@ -221,7 +229,11 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         guidance_available = guidance is not None or self.classifier is not None
         if classifier_scale is None:
             classifier_scale = default_classifier_scale if guidance_available else 0.0
-        num_labels = None if class_labels is None or isinstance(class_labels, int) else len(torch.as_tensor(class_labels).reshape(-1))
+        num_labels = (
+            None
+            if class_labels is None or isinstance(class_labels, int)
+            else len(torch.as_tensor(class_labels).reshape(-1))
+        )
         scale = self.prepare_classifier_scale(classifier_scale, num_labels or batch_size or 1)
         guided = bool((scale > 0).any())
         if guided and not guidance_available:
@@ -251,7 +263,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
         channels = self.unet.config.in_channels
         if output_type == "pil" and channels not in (1, 3, 4):
-            raise ValueError(f"PIL has no images of {channels} channels: pass `output_type=\"np\"`, \"pt\" or \"latent\".")
+            raise ValueError(f'PIL has no images of {channels} channels: pass `output_type="np"`, "pt" or "latent".')
 
     # --------------------------------------------------------------------------------------------------------- loop
 
@@ -293,9 +305,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
                 progress_bar.update()
         return latents
 
-    def finish(
-        self, latents: torch.Tensor, output_type: str, return_dict: bool
-    ) -> ImagePipelineOutput | tuple:
+    def finish(self, latents: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
         """Turns x_0 (B, C, H, W) into images of `output_type`, and releases offloaded models."""
         images = self.image_processor.postprocess(latents, output_type=output_type)
         self.maybe_free_model_hooks()

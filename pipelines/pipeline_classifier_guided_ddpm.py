@@ -13,8 +13,9 @@ from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
 
 
 class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
-    __doc__ = "Samples by DDPM, each step's mean shifted by scale x Sigma x grad log p(y|x_t).\n" + (
-        ClassifierGuidedPipeline.__doc__.partition("\n")[2]
+    __doc__ = (
+        "Samples by DDPM, each step's mean shifted by scale x Sigma x grad log p(y|x_t).\n"
+        + (ClassifierGuidedPipeline.__doc__.partition("\n")[2])
     )
 
     def convert_scheduler(self, scheduler: SchedulerMixin, unet: UNet2DModel) -> DDPMScheduler:

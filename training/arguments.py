@@ -20,7 +20,9 @@ ATTENTION_RESOLUTIONS = (32, 16, 8)
 
 def add_data_arguments(parser: argparse.ArgumentParser, center_crop: bool) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--train_data_dir", type=Path, required=True, help="Folder with a subfolder of images per class.")
+    group.add_argument(
+        "--train_data_dir", type=Path, required=True, help="Folder with a subfolder of images per class."
+    )
     group.add_argument("--resolution", type=int, default=64, help="Images are resized and cropped to this side.")
     group.add_argument("--channels", type=int, choices=(1, 3, 4), default=3, help="Gray, RGB or RGBA.")
     group.add_argument(
@@ -46,7 +48,10 @@ def add_trunk_arguments(parser: argparse.ArgumentParser, base_channels: int, lay
     group = parser.add_argument_group("architecture (section 3 of the paper)")
     group.add_argument("--base_channels", type=int, default=base_channels, help="Width that the multipliers multiply.")
     group.add_argument(
-        "--channel_multipliers", type=float, nargs="+", help="Width per level; the paper's for the resolution by default."
+        "--channel_multipliers",
+        type=float,
+        nargs="+",
+        help="Width per level; the paper's for the resolution by default.",
     )
     group.add_argument("--layers_per_block", type=int, default=layers_per_block, help="Residual blocks per level.")
     group.add_argument(
@@ -81,7 +86,9 @@ def add_training_arguments(
     group.add_argument("--gradient_accumulation_steps", type=int, default=1, help="Batches per optimizer step.")
     group.add_argument("--gradient_checkpointing", action="store_true", help="Less memory, more computation.")
     group.add_argument("--learning_rate", type=float, default=learning_rate)
-    group.add_argument("--lr_scheduler", default="constant", help="A schedule of diffusers: constant, linear, cosine, ...")
+    group.add_argument(
+        "--lr_scheduler", default="constant", help="A schedule of diffusers: constant, linear, cosine, ..."
+    )
     group.add_argument("--lr_warmup_steps", type=int, default=0)
     group.add_argument("--adam_beta1", type=float, default=0.9)
     group.add_argument("--adam_beta2", type=float, default=0.999)
@@ -103,7 +110,9 @@ def add_training_arguments(
     group.add_argument(
         "--resume_from_checkpoint", help='Path of a checkpoint, or "latest" for the newest one in --output_dir.'
     )
-    group.add_argument("--logger", default="tensorboard", help="A tracker of Accelerate (tensorboard, wandb, ...), or none.")
+    group.add_argument(
+        "--logger", default="tensorboard", help="A tracker of Accelerate (tensorboard, wandb, ...), or none."
+    )
     group.add_argument("--logging_dir", default="logs", help="Folder for the tracker, inside --output_dir.")
 
 

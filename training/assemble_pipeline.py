@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler
 
 from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDPMPipeline, NoisyClassifierModel
 from diffusers_cg.files import atomic_directory
-from diffusers_cg.training.errors import command, user_errors
+from diffusers_cg.training.errors import UserError, command, user_errors
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -40,6 +40,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 @command
 def main(args: argparse.Namespace) -> None:
     dtype = DTYPES[args.dtype]
+    for flag, folder in (("unet", args.unet), ("unconditional_unet", args.unconditional_unet)):
+        if folder is not None and not (folder / "unet" / "config.json").is_file():
+            raise UserError(
+                f"--{flag} {folder} is not an output folder of train_unet.py (it has no unet/config.json)."
+            )
+    if not (args.classifier / "config.json").is_file():
+        raise UserError(
+            f"--classifier {args.classifier} is not an output folder of train_classifier.py (it has no config.json)."
+        )
     with user_errors():
         unet = ADMUNet2DModel.from_pretrained(args.unet, subfolder="unet").to(dtype)
         classifier = NoisyClassifierModel.from_pretrained(args.classifier).to(dtype)

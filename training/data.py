@@ -15,6 +15,8 @@ from diffusers_cg.training.errors import UserError
 
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# what PIL's decoders raise on damaged files
+DECODING_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 
 
 def load_image_folder(data_dir: str | Path, skip_bad_images: bool = False, verify: bool = True) -> Dataset:
@@ -45,7 +47,7 @@ def load_image_folder(data_dir: str | Path, skip_bad_images: bool = False, verif
         (file, label)
         for label, directory in enumerate(class_dirs)
         for file in sorted(directory.rglob("*"))
-        if file.is_file() and not file.name.startswith(".")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(directory).parts)
     ]
     if verify:
         faults = {}
@@ -82,7 +84,7 @@ def image_fault(file: Path) -> str | None:
             image.load()
     except Image.UnidentifiedImageError:
         return "not an image"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DECODING_ERRORS as error:
         return f"damaged: {error}"
     return None
 
@@ -99,9 +101,7 @@ def convert_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(MODES[channels])
 
 
-def resize_and_crop(
-    image: Image.Image, resolution: int, center_crop: bool, rng: np.random.Generator
-) -> Image.Image:
+def resize_and_crop(image: Image.Image, resolution: int, center_crop: bool, rng: np.random.Generator) -> Image.Image:
     """Square crop as the reference makes it: halved by box filter while twice too large, then bicubic, then cut.
 
     A random crop first draws the shorter side from [resolution, resolution / 0.8].
@@ -153,7 +153,7 @@ class TrainingImages(torch.utils.data.Dataset):
         try:
             with Image.open(row["path"]) as opened:
                 image = convert_channels(ImageOps.exif_transpose(opened), self.channels)
-        except (OSError, SyntaxError, ValueError) as error:
+        except DECODING_ERRORS as error:
             raise UserError(f"{row['path']} cannot be read as an image: {error}.") from error
         rng = np.random.default_rng([self.seed, draw])
         image = resize_and_crop(image, self.resolution, self.center_crop, rng)
@@ -192,7 +192,9 @@ class EndlessSampler(Sampler[tuple[int, int]]):
 def training_loader(images: TrainingImages, batch_size: int, first_draw: int, num_workers: int) -> DataLoader:
     """Endless batches, starting at a draw."""
     sampler = EndlessSampler(len(images), images.seed, first_draw)
-    return DataLoader(images, batch_size=batch_size, sampler=sampler, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    return DataLoader(
+        images, batch_size=batch_size, sampler=sampler, num_workers=num_workers, pin_memory=torch.cuda.is_available()
+    )
 
 
 def draw_timesteps_and_noise(

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from safetensors import SafetensorError
+
 
 class UserError(Exception):
     """Something that the person at the keyboard can put right. Its text is one clear sentence."""
@@ -13,10 +15,10 @@ class UserError(Exception):
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns a `ValueError` or `TypeError`, raised on what the user passed, into a [`UserError`]."""
+    """Turns a Python error, raised on what the user passed, into a [`UserError`]."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise UserError(str(error)) from error
 
 
@@ -28,13 +30,16 @@ def command(main: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Na
         try:
             main(args)
         except UserError as error:
-            sys.exit(_report(str(error)))
+            # from a process that loads images, it comes wrapped in that process's traceback
+            sys.exit(_report(str(error).rpartition("UserError: ")[2].strip()))
         except OSError as error:
-            sys.exit(_report(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."))
+            sys.exit(_report(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"))
+        except SafetensorError as error:  # met the full disk
+            sys.exit(_report(str(error)))
 
     return wrapped
 
 
 def _report(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    print(f"error: {sentence.rstrip('.')}.", file=sys.stderr, flush=True)
     return 2

@@ -32,9 +32,7 @@ def split_digits(test_fraction: float = 0.2, seed: int = 0) -> dict[str, tuple[n
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     labels = digits.target.astype(np.int64)
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=test_fraction, random_state=seed, stratify=labels
-    )
+    train, test = train_test_split(np.arange(len(labels)), test_size=test_fraction, random_state=seed, stratify=labels)
     return {name: (images[rows], labels[rows]) for name, rows in (("train", train), ("test", test))}
 
 

@@ -1,6 +1,7 @@
 """The training loop that the scripts share: Accelerate, EMA, checkpoints, resume, progress."""
 
 import argparse
+import itertools
 import json
 import math
 import shutil
@@ -79,9 +80,7 @@ class TrainingLoop:
         self.evaluate = evaluate
         self.save = save
 
-        self.images_per_step = (
-            args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-        )
+        self.images_per_step = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
         self.steps_per_epoch = math.ceil(len(images) / self.images_per_step)
         self.max_train_steps = args.max_train_steps or args.num_epochs * self.steps_per_epoch
         self.global_step = 0
@@ -122,8 +121,16 @@ class TrainingLoop:
 
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints in the output folder, oldest first."""
-        found = [path for path in self.args.output_dir.glob("checkpoint-*") if (path / STATE_FILE).is_file()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+        numbered = {}
+        for path in self.args.output_dir.glob("checkpoint-*"):
+            number = path.name.removeprefix("checkpoint-")
+            if number.isdecimal() and (path / STATE_FILE).is_file():
+                numbered[int(number)] = path
+        return [numbered[number] for number in sorted(numbered)]
+
+    def _last_good_checkpoint(self) -> str:
+        good = self.checkpoints()
+        return f"the last good checkpoint is {good[-1]}" if good else "there is no earlier checkpoint"
 
     def save_checkpoint(self) -> None:
         """Writes `checkpoint-STEP` whole, then removes checkpoints beyond `--checkpoints_total_limit`."""
@@ -135,9 +142,9 @@ class TrainingLoop:
                 self._save_state(partial)
                 self.accelerator.wait_for_everyone()
         except Exception as error:  # of whatever library met the full disk
-            good = self.checkpoints()
-            kept = f"the last good one is {good[-1]}" if good else "there is no earlier one"
-            raise UserError(f"Checkpoint {directory} could not be written ({error}); {kept}.") from error
+            raise UserError(
+                f"Checkpoint {directory} could not be written ({error}); {self._last_good_checkpoint()}."
+            ) from error
         limit = self.args.checkpoints_total_limit
         if is_main and limit:
             for old in self.checkpoints()[:-limit]:
@@ -151,6 +158,7 @@ class TrainingLoop:
             "images_per_step": self.images_per_step,
             "num_images": len(self.images),
             "seed": self.args.seed,
+            "use_ema": self.args.use_ema,
             "model_config": self.model_config,
         }
         if self.accelerator.is_main_process:
@@ -166,7 +174,9 @@ class TrainingLoop:
         if wanted == "latest":
             found = self.checkpoints()
             if not found:
-                raise UserError(f"{self.args.output_dir} holds no checkpoint to resume from: leave the flag out to start anew.")
+                raise UserError(
+                    f"{self.args.output_dir} holds no checkpoint to resume from: leave the flag out to start anew."
+                )
             directory = found[-1]
         else:
             directory = Path(wanted)
@@ -180,15 +190,20 @@ class TrainingLoop:
             if not name.startswith("_") and self.model_config.get(name) != state["model_config"].get(name)
         )
         if differing:
-            stated = ", ".join(f"{n}={state['model_config'].get(n)} (now {self.model_config.get(n)})" for n in differing)
+            stated = ", ".join(
+                f"{n}={state['model_config'].get(n)} (now {self.model_config.get(n)})" for n in differing
+            )
             raise UserError(f"{directory} is a checkpoint of another architecture: {stated}.")
         for name, now in (
             ("images_per_step", self.images_per_step),
             ("num_images", len(self.images)),
             ("seed", self.args.seed),
+            ("use_ema", self.args.use_ema),
         ):
-            if state[name] != now:
-                raise UserError(f"{directory} was trained with {name}={state[name]}, now it is {now}: the two cannot be joined.")
+            if state.get(name, now) != now:
+                raise UserError(
+                    f"{directory} was trained with {name}={state[name]}, now it is {now}: the two cannot be joined."
+                )
         self.accelerator.load_state(str(directory))
         self.global_step = state["global_step"]
         self.accelerator.print(f"Resumed from {directory} at step {self.global_step}.")
@@ -197,9 +212,13 @@ class TrainingLoop:
 
     def run(self) -> None:
         """Trains; on SIGTERM or Ctrl-C saves a checkpoint after the running step and returns."""
-        args, accelerator = self.args, self.accelerator
-        if args.resume_from_checkpoint:
+        if self.args.resume_from_checkpoint:
             self.resume()
+        with self._stop_on_signals():
+            self._train()
+
+    def _train(self) -> None:
+        args, accelerator = self.args, self.accelerator
         if accelerator.log_with:
             settings = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in vars(args).items()}
             accelerator.init_trackers("training", config=settings)
@@ -212,43 +231,50 @@ class TrainingLoop:
             )
         )
         batches = iter(loader)
-        self._listen_for_signals()
+        if self.global_step > 0:
+            # a loader draws a seed when it starts; the checkpoint's random numbers already count that draw
+            with torch.random.fork_rng():
+                batches = itertools.chain([next(batches)], batches)
 
-        progress_bar = tqdm(
+        self.model.train()
+        started, first_step = time.monotonic(), self.global_step
+        with tqdm(
             total=self.max_train_steps,
             initial=self.global_step,
             unit="step",
             disable=not accelerator.is_local_main_process,
-        )
-        self.model.train()
-        started, first_step = time.monotonic(), self.global_step
-        while self.global_step < self.max_train_steps and not self.stop_requested:
-            logs = self._train_step(batches)
-            self.global_step += 1
-            elapsed = time.monotonic() - started
-            logs["images_per_second"] = (self.global_step - first_step) * self.images_per_step / elapsed
-            logs["learning_rate"] = self.lr_scheduler.get_last_lr()[0]
-            progress_bar.update()
-            progress_bar.set_postfix(
-                loss=f"{logs['loss']:.4f}", lr=f"{logs['learning_rate']:.1e}", img_s=f"{logs['images_per_second']:.0f}"
-            )
-            done = self.global_step == self.max_train_steps
-            every = args.save_images_epochs * self.steps_per_epoch
-            if self.evaluate is not None and every and (self.global_step % every == 0 or done):
-                logs.update(self._evaluate())
-            accelerator.log(logs, step=self.global_step)
-            if args.checkpointing_steps and (self.global_step % args.checkpointing_steps == 0 or done):
-                self.save_checkpoint()
-        progress_bar.close()
+        ) as progress_bar:
+            while self.global_step < self.max_train_steps and not self.stop_requested:
+                logs = self._train_step(batches)
+                self.global_step += 1
+                elapsed = time.monotonic() - started
+                logs["images_per_second"] = (self.global_step - first_step) * self.images_per_step / elapsed
+                logs["learning_rate"] = self.lr_scheduler.get_last_lr()[0]
+                progress_bar.update()
+                progress_bar.set_postfix(
+                    loss=f"{logs['loss']:.4f}",
+                    lr=f"{logs['learning_rate']:.1e}",
+                    img_s=f"{logs['images_per_second']:.0f}",
+                )
+                done = self.global_step == self.max_train_steps
+                every = args.save_images_epochs * self.steps_per_epoch
+                if self.evaluate is not None and every and (self.global_step % every == 0 or done):
+                    logs.update(self._evaluate())
+                accelerator.log(logs, step=self.global_step)
+                if args.checkpointing_steps and (self.global_step % args.checkpointing_steps == 0 or done):
+                    self.save_checkpoint()
 
         if self.stop_requested and self.global_step < self.max_train_steps:
             self.save_checkpoint()
-            accelerator.print(
-                f"Stopped at step {self.global_step}; go on with --resume_from_checkpoint latest."
-            )
+            accelerator.print(f"Stopped at step {self.global_step}; go on with --resume_from_checkpoint latest.")
         elif accelerator.is_main_process:
-            with self.averaged_weights() as model, atomic_update(args.output_dir) as directory:
-                self.save(model, directory)
+            try:
+                with self.averaged_weights() as model, atomic_update(args.output_dir) as directory:
+                    self.save(model, directory)
+            except Exception as error:  # of whatever library met the full disk
+                raise UserError(
+                    f"The result could not be written to {args.output_dir} ({error}); {self._last_good_checkpoint()}."
+                ) from error
             accelerator.print(f"Saved {args.output_dir}.")
         accelerator.end_training()
 
@@ -299,10 +325,14 @@ class TrainingLoop:
                     self.ema.restore(model.parameters())
                 model.train()
 
-    def _listen_for_signals(self) -> None:
+    @contextmanager
+    def _stop_on_signals(self) -> Iterator[None]:
         def stop(signum, frame):
             self.stop_requested = True
 
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
-
+        previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)

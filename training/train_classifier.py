@@ -68,7 +68,7 @@ def load_splits(args: argparse.Namespace):
         return train, validation
     if args.validation_fraction == 0:
         return train, None
-    held_out = int(args.validation_fraction * len(train))
+    held_out = int(args.validation_fraction * len(train)) if 0 < args.validation_fraction < 1 else 0
     if not 0 < held_out < len(train):
         raise UserError(
             f"--validation_fraction {args.validation_fraction} of {len(train)} images leaves nothing to train or to "
@@ -87,9 +87,7 @@ def main(args: argparse.Namespace) -> None:
         classifier = NoisyClassifierModel(
             num_classes=len(train.features["label"].names), pool=args.pool, **trunk_arguments(args)
         )
-        scheduler = DDPMScheduler(
-            num_train_timesteps=args.ddpm_num_steps, beta_schedule=args.ddpm_beta_schedule
-        )
+        scheduler = DDPMScheduler(num_train_timesteps=args.ddpm_num_steps, beta_schedule=args.ddpm_beta_schedule)
     diffusion = GaussianDiffusion.from_scheduler(scheduler)
 
     def loss_function(model, batch):

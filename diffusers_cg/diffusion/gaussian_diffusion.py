@@ -142,9 +142,7 @@ class GaussianDiffusion:
             log_variance=self.coefficient("log_one_minus_abar", timestep, clean_images),
         )
 
-    def q_posterior(
-        self, clean_images: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor | int
-    ) -> Gaussian:
+    def q_posterior(self, clean_images: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor | int) -> Gaussian:
         """q(x_{t-1} | x_t, x_0), eq. 6 and 7 of DDPM, for the sample x_t."""
         return Gaussian(
             mean=self.coefficient("posterior_coeff_original", timestep, sample) * clean_images
@@ -225,9 +223,7 @@ def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> None:
         )
 
 
-def split_model_output(
-    model_output: torch.Tensor, sample: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def split_model_output(model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Predicted noise (B, C, H, W) and, where the network learns it, the raw variance of the same shape."""
     channels = sample.shape[1]
     if model_output.shape[1] == 2 * channels:

@@ -29,7 +29,9 @@ def resolve_timesteps(
         elif "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
             scheduler.set_timesteps(timesteps=timesteps)
         else:
-            raise ValueError(f"{type(scheduler).__name__} takes no `timesteps` of its own: pass `num_inference_steps`.")
+            raise ValueError(
+                f"{type(scheduler).__name__} takes no `timesteps` of its own: pass `num_inference_steps`."
+            )
         return timesteps
 
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):

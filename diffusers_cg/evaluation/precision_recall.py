@@ -41,9 +41,14 @@ def _blocks(features: np.ndarray):
 def _squared_radii(points: np.ndarray, num_neighbours: int) -> np.ndarray:
     # a point is its own nearest neighbour, hence index k and not k - 1
     return np.concatenate(
-        [np.partition(_squared_distances(rows, points), num_neighbours, axis=1)[:, num_neighbours] for rows in _blocks(points)]
+        [
+            np.partition(_squared_distances(rows, points), num_neighbours, axis=1)[:, num_neighbours]
+            for rows in _blocks(points)
+        ]
     )
 
 
 def _within(rows: np.ndarray, points: np.ndarray, squared_radii: np.ndarray) -> np.ndarray:
-    return np.concatenate([(_squared_distances(block, points) <= squared_radii).any(axis=1) for block in _blocks(rows)])
+    return np.concatenate(
+        [(_squared_distances(block, points) <= squared_radii).any(axis=1) for block in _blocks(rows)]
+    )

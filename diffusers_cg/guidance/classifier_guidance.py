@@ -21,9 +21,7 @@ class ClassifierGuidance:
     def __init__(self, classifier: NoisyClassifierModel):
         self.classifier = classifier.eval().requires_grad_(False)
 
-    def __call__(
-        self, sample: torch.Tensor, timestep: torch.Tensor | int, class_labels: torch.Tensor
-    ) -> torch.Tensor:
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor | int, class_labels: torch.Tensor) -> torch.Tensor:
         """Gradient of log p(y | x_t) with respect to x_t.
 
         Args:

@@ -86,7 +86,9 @@ def unet2d_arguments(
             )
 
     residual = resample_type == "resnet"
-    down_plain, up_plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if residual else ("DownBlock2D", "UpBlock2D")
+    down_plain, up_plain = (
+        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if residual else ("DownBlock2D", "UpBlock2D")
+    )
     return {
         "sample_size": sample_size,
         "in_channels": in_channels,

@@ -170,9 +170,7 @@ class NoisyClassifierModel(ADMTrunkMixin, ModelMixin, ConfigMixin):
             num_features = sum(layer.out_channels for layer in layers) + channels
             hidden = SPATIAL_HIDDEN_CHANNELS
             activation = [nn.ReLU()] if pool == "spatial" else [nn.GroupNorm(norm_num_groups, hidden), nn.SiLU()]
-            self.head = nn.Sequential(
-                nn.Linear(num_features, hidden), *activation, nn.Linear(hidden, num_classes)
-            )
+            self.head = nn.Sequential(nn.Linear(num_features, hidden), *activation, nn.Linear(hidden, num_classes))
 
     def _layers_on_the_way_down(self) -> list[nn.Module]:
         """The layers whose outputs the down blocks report, in order."""
@@ -196,7 +194,9 @@ class NoisyClassifierModel(ADMTrunkMixin, ModelMixin, ConfigMixin):
         """
         self.check_sample(sample)
         size = self.config.sample_size
-        if self.config.pool == "attention" and tuple(sample.shape[2:]) != ((size, size) if isinstance(size, int) else tuple(size)):
+        if self.config.pool == "attention" and tuple(sample.shape[2:]) != (
+            (size, size) if isinstance(size, int) else tuple(size)
+        ):
             raise ValueError(
                 f"A classifier with attention pooling takes images of its own size {size}, got {tuple(sample.shape[2:])}."
             )

@@ -101,7 +101,9 @@ def _block(block: nn.Module, ours: str, openai: str, first: int, own_index: bool
         for j, (layer, key) in enumerate(layers):
             yield from ((index, entry) for entry in _layer(layer, f"{openai}.{index}.{j}", key))
     if resamplers is not None and own_index:
-        yield from ((index + 1, entry) for entry in _layer(resamplers[0], f"{openai}.{index + 1}.0", f"{ours}.{name}.0"))
+        yield from (
+            (index + 1, entry) for entry in _layer(resamplers[0], f"{openai}.{index + 1}.0", f"{ours}.{name}.0")
+        )
 
 
 def _blocks(blocks: nn.ModuleList, ours: str, openai: str, first: int, own_index: bool) -> Iterator[Entry]:
@@ -113,7 +115,10 @@ def _blocks(blocks: nn.ModuleList, ours: str, openai: str, first: int, own_index
 
 def openai_entries(model: nn.Module) -> list[Entry]:
     """Every parameter of `model`, an [`ADMUNet2DModel`] or a [`NoisyClassifierModel`], beside OpenAI's, in their order."""
-    entries = [*_affine("time_embed.0", "time_embedding.linear_1"), *_affine("time_embed.2", "time_embedding.linear_2")]
+    entries = [
+        *_affine("time_embed.0", "time_embedding.linear_1"),
+        *_affine("time_embed.2", "time_embedding.linear_2"),
+    ]
     if getattr(model, "class_embedding", None) is not None:
         entries.append(Entry("label_emb.weight", ("class_embedding.weight",)))
     entries += _affine("input_blocks.0.0", "conv_in")

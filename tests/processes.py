@@ -1,0 +1,91 @@
+"""Functions and our commands in processes of their own, to be killed or starved of disk.
+
+They fork from a server that has imported everything but computed nothing, so each starts at once.
+"""
+
+import importlib
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["diffusers_cg.training.train_unet", "diffusers_cg.training.train_classifier"])
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Sent by a process to itself at the `count`th file that it opens, or renames, whose path ends in `path`."""
+
+    signum: signal.Signals
+    path: str
+    event: str = "open"
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Exit status (negative: the signal that killed it), and stdout and stderr together."""
+
+    status: int
+    output: str
+
+
+def run_function(
+    function: Callable,
+    *args,
+    log: Path,
+    signal: Signal | None = None,
+    file_size_limit: int | None = None,
+    timeout: float = 120,
+) -> Ended:
+    """Calls a function of a module in a new process, whose output goes to the file `log`."""
+    process = _context.Process(target=_child, args=(function, args, log, signal, file_size_limit))
+    process.start()
+    process.join(timeout)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise TimeoutError(f"still running after {timeout} s: {log.read_text()}")
+    return Ended(process.exitcode, log.read_text(errors="replace"))
+
+
+def run_command(name: str, *argv: object, log: Path, **options) -> Ended:
+    """Runs `training/NAME.py` with flags; options as for [`run_function`]."""
+    return run_function(_main, name, [str(arg) for arg in argv], log=log, **options)
+
+
+def _main(name: str, argv: list[str]) -> None:
+    command = importlib.import_module(f"diffusers_cg.training.{name}")
+    command.main(command.parse_args(argv))
+
+
+def _child(function: Callable, args: tuple, log: Path, at: Signal | None, file_size_limit: int | None) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # where runs are the same to the last bit
+    multiprocessing.set_start_method("fork", force=True)  # of processes that load images, else slow to start from here
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if file_size_limit is not None:  # writing more fails, as on a full disk
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, resource.RLIM_INFINITY))
+    if at is not None:
+        left = at.count
+
+        def hook(event: str, event_args: tuple) -> None:
+            nonlocal left
+            if event == at.event and str(event_args[0]).endswith(at.path):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), at.signum)
+
+        sys.addaudithook(hook)
+    function(*args)

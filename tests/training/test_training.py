@@ -1,0 +1,377 @@
+"""The training commands, as a user starts, stops and resumes them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image
+from processes import Signal, run_command
+from safetensors.torch import load_file
+
+from diffusers_cg import (
+    ADMUNet2DModel,
+    ClassifierGuidedDDIMPipeline,
+    ClassifierGuidedDDPMPipeline,
+    NoisyClassifierModel,
+)
+
+
+ROOT = Path(__file__).parents[2]
+NUM_IMAGES, BATCH_SIZE = 36, 8
+COMMANDS = ("train_unet", "train_classifier")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def at_draw(draw, signum=signal.SIGKILL):
+    """When the training opens the image of this draw (all images are opened once before, to check them)."""
+    return Signal(signum, ".png", count=NUM_IMAGES + draw + 1)
+
+
+def contents(folder, without=("samples", "validation", "logs")):
+    """Every file of an output folder by its path, but for the pictures."""
+    files = {path.relative_to(folder): path for path in Path(folder).rglob("*") if path.is_file()}
+    return {str(name): path.read_bytes() for name, path in files.items() if name.parts[0] not in without}
+
+
+def weights(folder):
+    """All weights of a result in one vector."""
+    (file,) = Path(folder).rglob(WEIGHTS)
+    return torch.cat([tensor.flatten() for _, tensor in sorted(load_file(file).items())])
+
+
+def logged(folder, name):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "logs" / "training"))
+    events.Reload()
+    return torch.tensor([event.value for event in events.Scalars(name)])
+
+
+# ------------------------------------------------------------------------------------------------ what a training leaves
+
+
+@pytest.fixture(scope="module")
+def trained_unet(train, tmp_path_factory):
+    output_dir = tmp_path_factory.mktemp("unet")
+    train(
+        "train_unet",
+        output_dir=output_dir,
+        max_train_steps=40,
+        learning_rate=2e-3,
+        save_images_epochs=4,
+        ddpm_num_inference_steps=2,
+        checkpointing_steps=10,
+        checkpoints_total_limit=2,
+        logger="tensorboard",
+    )
+    return output_dir
+
+
+@pytest.fixture(scope="module")
+def trained_classifier(train, tmp_path_factory, few_digits):
+    output_dir = tmp_path_factory.mktemp("classifier")
+    train(
+        "train_classifier",
+        output_dir=output_dir,
+        validation_data_dir=few_digits,
+        train_batch_size=16,
+        max_train_steps=90,
+        learning_rate=5e-4,
+        ddpm_beta_schedule="squaredcos_cap_v2",
+        center_crop=True,
+        save_images_epochs=15,
+        logger="tensorboard",
+    )
+    return output_dir
+
+
+def test_loss_of_the_unet_falls(trained_unet):
+    loss = logged(trained_unet, "loss")
+    assert len(loss) == 40
+    assert loss[:3].mean() > 0.8
+    assert loss[-15:].mean() < 0.6 * loss[:3].mean()
+
+
+def test_accuracy_of_the_classifier_rises_most_where_there_is_little_noise(trained_classifier):
+    assert logged(trained_classifier, "loss")[0] == pytest.approx(torch.tensor(3.0).log().item(), abs=0.3)
+    reports = sorted((trained_classifier / "validation").glob("*.json"))
+    assert [path.stem for path in reports] == ["step_0000045", "step_0000090"]
+    accuracy = json.loads(reports[-1].read_text())
+    assert list(accuracy) == ["0", "111", "222", "333", "444", "555", "666", "777", "888", "999"]
+    assert accuracy["0"] > 0.9
+    assert accuracy["999"] < 0.7
+    assert Image.open(reports[-1].with_suffix(".png")).width > 300
+    assert logged(trained_classifier, "validation_accuracy/t0")[-1] == pytest.approx(accuracy["0"])
+
+
+def test_sample_grids_have_a_row_per_class(trained_unet):
+    grids = sorted((trained_unet / "samples").iterdir())
+    assert [path.name for path in grids] == ["step_0000020.png", "step_0000040.png"]
+    with Image.open(grids[-1]) as grid:
+        assert grid.height == pytest.approx(3 * 70, abs=40)
+        assert grid.width > 8 * 70
+
+
+def test_only_the_latest_checkpoints_are_kept(trained_unet):
+    assert sorted(path.name for path in trained_unet.glob("*checkpoint*")) == ["checkpoint-30", "checkpoint-40"]
+
+
+def test_learning_rate_and_speed_are_logged(trained_unet):
+    assert (logged(trained_unet, "learning_rate") == 2e-3).all()
+    assert (logged(trained_unet, "images_per_second") > 0).all()
+
+
+def test_result_of_the_unet_loads_as_a_pipeline_without_classifier(trained_unet):
+    pipe = ClassifierGuidedDDIMPipeline.from_pretrained(trained_unet)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.unet.config.num_class_embeds == 3
+    assert pipe.unet.config.out_channels == 2
+    assert pipe.scheduler.config.variance_type == "learned_range"
+    image = pipe(class_labels=2, num_inference_steps=2, classifier_scale=0.0).images[0]
+    assert image.size == (16, 16)
+
+
+def test_result_is_the_average_of_the_weights(trained_unet):
+    last = load_file(trained_unet / "checkpoint-40" / "model.safetensors")
+    raw = torch.cat([tensor.flatten() for _, tensor in sorted(last.items())])
+    average = torch.load(trained_unet / "checkpoint-40" / "custom_checkpoint_0.pkl", weights_only=True)
+    names = list(ADMUNet2DModel.from_pretrained(trained_unet, subfolder="unet").state_dict())
+    average = dict(zip(names, average["shadow_params"]))
+    average = torch.cat([tensor.flatten() for _, tensor in sorted(average.items())])
+    assert torch.equal(weights(trained_unet), average)
+    assert not torch.allclose(weights(trained_unet), raw)
+
+
+def test_result_of_the_classifier_loads(trained_classifier):
+    classifier = NoisyClassifierModel.from_pretrained(trained_classifier)
+    assert classifier.config.num_classes == 3
+    assert classifier(torch.zeros(2, 1, 16, 16), torch.tensor([0, 999])).logits.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("class_conditional", "learn_variance", "channels"), [(False, True, 3), (True, False, 4), (False, False, 1)]
+)
+def test_unconditional_and_fixed_variance_unets(train, tmp_path, class_conditional, learn_variance, channels):
+    train(
+        "train_unet",
+        output_dir=tmp_path,
+        class_conditional=class_conditional,
+        learn_variance=learn_variance,
+        channels=channels,
+        save_images_epochs=1,
+        ddpm_num_inference_steps=2,
+    )
+    pipe = ClassifierGuidedDDIMPipeline.from_pretrained(tmp_path)
+    assert pipe.unet.config.num_class_embeds == (3 if class_conditional else None)
+    assert pipe.unet.config.out_channels == channels * (2 if learn_variance else 1)
+    assert pipe.scheduler.config.variance_type == ("learned_range" if learn_variance else "fixed_large")
+    with Image.open(tmp_path / "samples" / "step_0000002.png") as grid:
+        assert grid.mode == "RGB"
+
+
+# ------------------------------------------------------------------------------------------- as typed, from end to end
+
+
+def test_from_digits_to_guided_samples_as_typed(few_digits, tiny_flags, train, tmp_path):
+    def run(*command):
+        done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    flags = {"checkpointing_steps": 500, "save_images_epochs": 1}
+    unet, classifier, unconditional = tmp_path / "unet", tmp_path / "classifier", tmp_path / "unconditional"
+    run(
+        *(sys.executable, "-m", "diffusers_cg.training.train_classifier"),
+        *tiny_flags(output_dir=classifier, validation_fraction=0.2, use_ema=True, **flags),
+    )
+    assert list((classifier / "validation").glob("*.png"))
+    run(
+        *(Path(sys.executable).with_name("accelerate"), "launch", "training/train_unet.py"),
+        *tiny_flags(output_dir=unet, classifier=classifier, ddpm_num_inference_steps=2, **flags),
+    )
+    assert list((unet / "samples").glob("*.png"))
+    train("train_unet", output_dir=unconditional, class_conditional=False)
+
+    parts = ["--unet", unet, "--classifier", classifier, "--unconditional_unet", unconditional]
+    defaults = ["--ddim_num_inference_steps", 2, "--ddim_classifier_scale", 3, "--ddpm_num_inference_steps", 3]
+    for dtype in ("fp32", "fp16"):
+        output = ["--dtype", dtype, "--output_dir", tmp_path / dtype]
+        ended = run_command("assemble_pipeline", *parts, *defaults, *output, log=tmp_path / "log")
+        assert ended.status == 0, ended.output
+
+    images = {}
+    for dtype in ("fp32", "fp16"):
+        pipe = ClassifierGuidedDDIMPipeline.from_pretrained(tmp_path / dtype)
+        pipe.set_progress_bar_config(disable=True)
+        assert {pipe.unet.dtype, pipe.classifier.dtype} == {torch.float32}
+        generator = torch.Generator().manual_seed(0)
+        images[dtype] = pipe(class_labels=[0, 2], generator=generator, output_type="np").images
+        assert images[dtype].shape == (2, 16, 16, 1)
+    assert abs(images["fp32"] - images["fp16"]).max() < 0.02
+    stored = load_file(tmp_path / "fp16" / "unet" / WEIGHTS).values()
+    assert {tensor.dtype for tensor in stored} == {torch.float16}
+
+    pipe = ClassifierGuidedDDPMPipeline.from_pretrained(
+        tmp_path / "fp32", unet=ADMUNet2DModel.from_pretrained(tmp_path / "fp32", subfolder="unet_unconditional")
+    )
+    assert isinstance(pipe.scheduler, DDPMScheduler)
+    assert len(pipe(class_labels=[0, 2, 1]).images) == 3
+
+
+def test_two_processes_with_half_the_batch_are_one_with_the_whole(train, tiny_flags, tmp_path):
+    flags = {"max_train_steps": 3, "adam_epsilon": 1e-3, "use_ema": False, "lr_scheduler": "linear"}
+    train("train_unet", output_dir=tmp_path / "one", **flags)
+    train("train_unet", output_dir=tmp_path / "half", train_batch_size=BATCH_SIZE // 2, **flags)
+    # `accelerate launch` starts several processes on CPU through MPI only
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [
+            *(*launch, "training/train_unet.py"),
+            *tiny_flags(output_dir=tmp_path / "two", train_batch_size=BATCH_SIZE // 2, **flags),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    one, half, two = (weights(tmp_path / name) for name in ("one", "half", "two"))
+    assert (one - two).norm() < 1e-3 * (one - half).norm()
+
+
+def test_accumulated_batches_are_one_large_batch(train, tmp_path):
+    flags = {"max_train_steps": 3, "adam_epsilon": 1e-3, "use_ema": False}
+    small = {**flags, "train_batch_size": BATCH_SIZE // 2}
+    train("train_unet", output_dir=tmp_path / "large", **flags)
+    train("train_unet", output_dir=tmp_path / "small", **small)
+    train("train_unet", output_dir=tmp_path / "accumulated", gradient_accumulation_steps=2, **small)
+    large, small, accumulated = (weights(tmp_path / name) for name in ("large", "small", "accumulated"))
+    assert (large - accumulated).norm() < 1e-3 * (large - small).norm()
+
+
+def test_gradient_checkpointing_and_processes_that_load_images_change_nothing(undisturbed, train, tmp_path):
+    flags = {**RESUMABLE, "gradient_checkpointing": True, "dataloader_num_workers": 1}
+    train("train_unet", output_dir=tmp_path, **flags)
+    expected = undisturbed("train_unet")
+    assert torch.allclose(weights(tmp_path), weights(expected), atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------- stop and resume
+
+RESUMABLE = {"dropout": 0.1, "max_train_steps": 6, "checkpointing_steps": 2, "random_flip": True, "center_crop": False}
+EXTRA = {"train_unet": {}, "train_classifier": {"validation_fraction": 0, "use_ema": True}}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(train, tmp_path_factory):
+    """Output folder of a training that nothing happened to."""
+    folders = {}
+
+    def undisturbed(name):
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            train(name, output_dir=folders[name], **RESUMABLE, **EXTRA[name])
+        return folders[name]
+
+    return undisturbed
+
+
+KILLS = {
+    "between checkpoints": (at_draw(5 * BATCH_SIZE + 3), ["checkpoint-2", "checkpoint-4"]),
+    "while writing a checkpoint": (
+        Signal(signal.SIGKILL, ".checkpoint-4.partial/training_state.json"),
+        ["checkpoint-2"],
+    ),
+    "before renaming a checkpoint": (
+        Signal(signal.SIGKILL, ".checkpoint-4.partial", event="os.rename"),
+        ["checkpoint-2"],
+    ),
+    "while writing the result": (
+        Signal(signal.SIGKILL, ".staging.partial", event="os.rename"),
+        ["checkpoint-2", "checkpoint-4", "checkpoint-6"],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "moment"),
+    [*(("train_unet", moment) for moment in KILLS), ("train_classifier", "while writing a checkpoint")],
+)
+def test_killed_and_resumed_is_as_if_nothing_had_happened(undisturbed, train, tmp_path, name, moment):
+    kill, left = KILLS[moment]
+    flags = {"output_dir": tmp_path, **RESUMABLE, **EXTRA[name]}
+    train(name, status=-signal.SIGKILL, signal=kill, **flags)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == left
+    train(name, resume_from_checkpoint="latest", **flags)
+    assert_same(contents(tmp_path), contents(undisturbed(name)))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_sigterm_saves_a_checkpoint_to_go_on_from(undisturbed, train, tmp_path, name):
+    flags = {"output_dir": tmp_path, **RESUMABLE, **EXTRA[name]}
+    stopped = train(name, signal=at_draw(3 * BATCH_SIZE, signal.SIGTERM), **flags)
+    assert "Stopped at step 3; go on with --resume_from_checkpoint latest." in stopped.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3"]
+    train(name, resume_from_checkpoint="latest", **flags)
+    shutil.rmtree(tmp_path / "checkpoint-3")
+    assert_same(contents(tmp_path), contents(undisturbed(name)))
+
+
+def test_a_named_checkpoint_can_be_resumed(undisturbed, train, tmp_path):
+    flags = {**RESUMABLE, **EXTRA["train_unet"]}
+    train(
+        "train_unet", output_dir=tmp_path, resume_from_checkpoint=undisturbed("train_unet") / "checkpoint-2", **flags
+    )
+    expected = contents(undisturbed("train_unet"), without=["checkpoint-2"])
+    assert_same(contents(tmp_path), expected)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_evaluation_does_not_change_the_training(undisturbed, train, few_digits, tmp_path, name):
+    how = {
+        "train_unet": {"ddpm_num_inference_steps": 2},
+        "train_classifier": {"validation_data_dir": few_digits, "validation_fraction": 0.05},
+    }[name]
+    train(name, output_dir=tmp_path, **{**RESUMABLE, **EXTRA[name], "save_images_epochs": 1, **how})
+    assert len(list(tmp_path.glob("*/step_*.png"))) == 2
+    assert_same(contents(tmp_path), contents(undisturbed(name)))
+
+
+def assert_same(actual, expected):
+    assert sorted(actual) == sorted(expected)
+    assert [name for name in expected if actual[name] != expected[name]] == []
+
+
+def test_full_disk_leaves_the_last_good_checkpoint_and_says_so(undisturbed, train, tmp_path):
+    for name in ("checkpoint-2", "checkpoint-4"):
+        shutil.copytree(undisturbed("train_unet") / name, tmp_path / name)
+    before = contents(tmp_path)
+    flags = {"output_dir": tmp_path, **RESUMABLE, "resume_from_checkpoint": "latest"}
+    weights_fit = (tmp_path / "checkpoint-4" / "model.safetensors").stat().st_size + 100_000
+    failed = train("train_unet", status=2, file_size_limit=weights_fit, **flags)
+    assert f"error: Checkpoint {tmp_path}/checkpoint-6 could not be written" in failed.output
+    assert f"the last good checkpoint is {tmp_path}/checkpoint-4." in failed.output
+    assert "Traceback" not in failed.output
+    assert_same(contents(tmp_path), before)
+    train("train_unet", **flags)
+    assert_same(contents(tmp_path), contents(undisturbed("train_unet")))
+
+
+def test_full_disk_leaves_the_last_good_result_and_says_so(undisturbed, train, tmp_path):
+    shutil.copytree(undisturbed("train_unet"), tmp_path, dirs_exist_ok=True)
+    before = contents(tmp_path)
+    flags = {"output_dir": tmp_path, **RESUMABLE, "resume_from_checkpoint": "latest"}
+    failed = train("train_unet", status=2, file_size_limit=100_000, **flags)
+    assert f"error: The result could not be written to {tmp_path}" in failed.output
+    assert f"the last good checkpoint is {tmp_path}/checkpoint-6." in failed.output
+    assert "Traceback" not in failed.output
+    assert_same(contents(tmp_path), before)
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
