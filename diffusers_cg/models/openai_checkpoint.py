@@ -108,9 +108,9 @@ def _block(block: nn.Module, ours: str, openai: str, first: int, own_index: bool
 
 def _blocks(blocks: nn.ModuleList, ours: str, openai: str, first: int, own_index: bool) -> Iterator[Entry]:
     for i, block in enumerate(blocks):
-        for index, entry in _block(block, f"{ours}.{i}", openai, first, own_index):
-            yield entry
-        first = index + 1
+        entries = list(_block(block, f"{ours}.{i}", openai, first, own_index))
+        yield from (entry for _, entry in entries)
+        first = entries[-1][0] + 1
 
 
 def openai_entries(model: nn.Module) -> list[Entry]:
