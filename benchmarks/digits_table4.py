@@ -1,0 +1,161 @@
+"""The paper's Table 4 on digits: what the scale of classifier guidance does to fidelity and to diversity.
+
+    python benchmarks/digits_table4.py --output_dir table4
+
+draws the same number of each digit for both unets at every scale, and writes `table.md` and `curve.png`:
+
+    judged    share that an independent judge reads as the digit asked for
+    precision, recall, Frechet distance    against the 1,437 real training digits, in the judge's feature space
+
+The samples of a cell stay in `UNET_SCALE.npz` (the reference's layout). A run that was stopped goes on with the cells
+that are missing; another setting needs another folder.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from digits_judge import DigitsJudge, real_digits
+
+from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
+from diffusers_cg.evaluation import feature_statistics, frechet_distance, precision_recall
+
+
+PIPELINES = {"ddpm": ClassifierGuidedDDPMPipeline, "ddim": ClassifierGuidedDDIMPipeline}
+UNETS = {"conditional": "unet", "unconditional": "unet_unconditional"}
+NUM_CLASSES = 10
+COLUMNS = ("judged", "precision", "recall", "frechet_distance")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=DIGITS, help="Folder that the digits recipe assembled.")
+    parser.add_argument("--scales", type=float, nargs="+", default=[0, 1, 3, 10], help="Columns of the table.")
+    parser.add_argument("--num_samples", type=int, default=1000, help="Images per cell.")
+    parser.add_argument("--sampler", choices=PIPELINES, default="ddpm")
+    parser.add_argument("--num_inference_steps", type=int, default=100)
+    parser.add_argument("--batch_size", type=int, default=100, help="Changes the speed, not the images.")
+    parser.add_argument("--seed", type=int, default=0, help="Image k is drawn from seed + k.")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    return parser.parse_args()
+
+
+def draw_cell(args: argparse.Namespace, unet_name: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 16, 16, 1) uint8 and the labels (N,) that they were asked for, kept in a file."""
+    path = args.output_dir / f"{unet_name}_{scale:g}.npz"
+    if path.exists():
+        with np.load(path) as cell:
+            return cell["arr_0"], cell["arr_1"]
+    unet = ADMUNet2DModel.from_pretrained(args.model, subfolder=UNETS[unet_name])
+    pipe = PIPELINES[args.sampler].from_pretrained(args.model, unet=unet)
+    labels = np.arange(args.num_samples) % NUM_CLASSES
+    images = []
+    for first in range(0, args.num_samples, args.batch_size):
+        numbers = range(first, min(first + args.batch_size, args.num_samples))
+        pipe.set_progress_bar_config(
+            desc=f"{unet_name}, scale {scale:g}, image {first} of {args.num_samples}", leave=False
+        )
+        images.append(
+            pipe(
+                class_labels=labels[numbers.start : numbers.stop].tolist(),
+                num_inference_steps=args.num_inference_steps,
+                classifier_scale=scale,
+                generator=[torch.Generator().manual_seed(args.seed + number) for number in numbers],
+                output_type="np",
+            ).images
+        )
+    images = (np.concatenate(images) * 255).round().astype(np.uint8)
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, arr_0=images, arr_1=labels)
+    partial.rename(path)
+    return images, labels
+
+
+def measure(judge: DigitsJudge, reference: np.ndarray, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    features = judge.features(images)
+    precision, recall = precision_recall(reference, features)
+    return {
+        "judged": float((judge.predict(images) == labels).mean()),
+        "precision": precision,
+        "recall": recall,
+        "frechet_distance": frechet_distance(*feature_statistics(reference), *feature_statistics(features)),
+    }
+
+
+def main() -> None:
+    args = parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    settings_file = args.output_dir / "settings.json"
+    settings = {
+        "model": str(args.model),
+        **{name: getattr(args, name) for name in ("num_samples", "sampler", "num_inference_steps", "seed")},
+    }
+    if settings_file.exists() and json.loads(settings_file.read_text()) != settings:
+        raise SystemExit(f"error: {args.output_dir} holds samples of other settings ({settings_file}).")
+    settings_file.write_text(json.dumps(settings, indent=2) + "\n")
+
+    judge = DigitsJudge()
+    real = real_digits()
+    reference = judge.features(real["train"][0])
+    cells = {
+        (unet_name, scale): measure(judge, reference, images / 255.0, labels)
+        for unet_name in UNETS
+        for scale in args.scales
+        for images, labels in [draw_cell(args, unet_name, scale)]
+    }
+    held_out = measure(judge, reference, *real["test"])
+
+    rows = [
+        "| unet | scale | judged | precision | recall | Frechet distance |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    rows += [_row(unet_name, f"{scale:g}", values) for (unet_name, scale), values in cells.items()]
+    rows.append(_row("real held-out digits", "", held_out))
+    table = "\n".join(rows) + "\n"
+    (args.output_dir / "table.md").write_text(table)
+    plot(cells, args.output_dir / "curve.png", f"{args.sampler.upper()}, {args.num_inference_steps} steps")
+    print(f"{args.num_samples} images per row, {args.sampler.upper()}, {args.num_inference_steps} steps.\n\n{table}")
+    print(f"Look at {args.output_dir / 'table.md'} and {args.output_dir / 'curve.png'}.")
+
+
+def _row(name: str, scale: str, values: dict[str, float]) -> str:
+    judged, precision, recall, distance = (values[column] for column in COLUMNS)
+    return f"| {name} | {scale} | {judged:.1%} | {precision:.3f} | {recall:.3f} | {distance:.2f} |"
+
+
+def plot(cells: dict[tuple[str, float], dict[str, float]], path: Path, title: str) -> None:
+    """Everything against the scale, and precision against recall along it (the paper's figures 3 and 4)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 4, figsize=(16, 4), layout="constrained")
+    for unet_name in UNETS:
+        scales = [scale for name, scale in cells if name == unet_name]
+        columns = {column: [cells[unet_name, scale][column] for scale in scales] for column in COLUMNS}
+        axes[0].plot(scales, columns["judged"], marker="o", label=unet_name)
+        (line,) = axes[1].plot(scales, columns["precision"], marker="o", label=f"precision, {unet_name}")
+        axes[1].plot(
+            scales, columns["recall"], marker="s", ls="--", color=line.get_color(), label=f"recall, {unet_name}"
+        )
+        axes[2].plot(scales, columns["frechet_distance"], marker="o", label=unet_name)
+        axes[3].plot(columns["recall"], columns["precision"], marker="o", label=unet_name)
+        for scale, recall, precision in zip(scales, columns["recall"], columns["precision"]):
+            axes[3].annotate(f"{scale:g}", (recall, precision), textcoords="offset points", xytext=(5, 5))
+    for axis, label in zip(axes, ("judged to be the digit asked for", "precision, recall", "Frechet distance")):
+        axis.set(xlabel="classifier scale", ylabel=label, xscale="symlog")
+        axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
+    axes[3].set(xlabel="recall", ylabel="precision")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()
