@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from digits_judge import DigitsJudge, real_digits
+from matplotlib.figure import Figure
 
 from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
 from diffusers_cg.evaluation import feature_statistics, frechet_distance, precision_recall
@@ -127,12 +128,8 @@ def _row(name: str, scale: str, values: dict[str, float]) -> str:
 
 def plot(cells: dict[tuple[str, float], dict[str, float]], path: Path, title: str) -> None:
     """Everything against the scale, and precision against recall along it (the paper's figures 3 and 4)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 4, figsize=(16, 4), layout="constrained")
+    figure = Figure(figsize=(16, 4), layout="constrained")
+    axes = figure.subplots(1, 4)
     for unet_name in UNETS:
         scales = [scale for name, scale in cells if name == unet_name]
         columns = {column: [cells[unet_name, scale][column] for scale in scales] for column in COLUMNS}
@@ -154,7 +151,6 @@ def plot(cells: dict[tuple[str, float], dict[str, float]], path: Path, title: st
         axis.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,20 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 
+from diffusers_cg.extras import import_extra
 from diffusers_cg.training.errors import UserError
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -19,7 +24,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 DECODING_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 
 
-def load_image_folder(data_dir: str | Path, skip_bad_images: bool = False, verify: bool = True) -> Dataset:
+def load_image_folder(data_dir: str | Path, skip_bad_images: bool = False, verify: bool = True) -> "Dataset":
     """Finds the images of a folder with a subfolder per class (searched at any depth).
 
     Args:
@@ -34,6 +39,7 @@ def load_image_folder(data_dir: str | Path, skip_bad_images: bool = False, verif
         UserError: if the folder is missing or empty, has fewer than two classes, has a class without images, or holds
             a file that cannot be read as an image (the first few are named).
     """
+    datasets = import_extra("datasets", "train")
     root = Path(data_dir)
     if not root.is_dir():
         raise UserError(f"There is no folder {root}: pass a folder with one subfolder of images per class.")
@@ -71,8 +77,8 @@ def load_image_folder(data_dir: str | Path, skip_bad_images: bool = False, verif
         empty = ", ".join(str(directory) for directory, count in zip(class_dirs, counts) if count == 0)
         raise UserError(f"These class folders hold no images: {empty}. Fill or remove them.")
     names = [directory.name for directory in class_dirs]
-    features = Features({"path": Value("string"), "label": ClassLabel(names=names)})
-    return Dataset.from_dict(
+    features = datasets.Features({"path": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict(
         {"path": [str(file) for file, _ in files], "label": [label for _, label in files]}, features=features
     )
 
@@ -132,7 +138,7 @@ class TrainingImages(torch.utils.data.Dataset):
         seed (`int`): Seed of the augmentation.
     """
 
-    dataset: Dataset
+    dataset: "Dataset"
     resolution: int
     channels: int
     center_crop: bool = True

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
+from diffusers_cg.extras import MissingExtraError
+
 
 class UserError(Exception):
     """Something that the person at the keyboard can put right. Its text is one clear sentence."""
@@ -29,6 +31,8 @@ def command(main: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Na
     def wrapped(args: argparse.Namespace) -> None:
         try:
             main(args)
+        except MissingExtraError as error:
+            sys.exit(_report(str(error)))
         except UserError as error:
             # from a process that loads images, it comes wrapped in that process's traceback
             sys.exit(_report(str(error).rpartition("UserError: ")[2].strip()))

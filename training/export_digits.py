@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffusers_cg.extras import import_extra
 from diffusers_cg.files import atomic_directory
 from diffusers_cg.training.errors import command
 
@@ -26,13 +27,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def split_digits(test_fraction: float = 0.2, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The digits as `{"train": (images, labels), "test": ...}`: (N, 8, 8) uint8 in 0..255 and (N,) int64."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
+    digits = import_extra("sklearn.datasets", "train").load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     labels = digits.target.astype(np.int64)
-    train, test = train_test_split(np.arange(len(labels)), test_size=test_fraction, random_state=seed, stratify=labels)
+    train, test = import_extra("sklearn.model_selection", "train").train_test_split(
+        np.arange(len(labels)), test_size=test_fraction, random_state=seed, stratify=labels
+    )
     return {name: (images[rows], labels[rows]) for name, rows in (("train", train), ("test", test))}
 
 

@@ -17,6 +17,7 @@ from diffusers import DDPMScheduler
 from torch.utils.data import DataLoader
 
 from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
+from diffusers_cg.extras import import_extra
 from diffusers_cg.training.arguments import (
     add_data_arguments,
     add_training_arguments,
@@ -123,20 +124,15 @@ def main(args: argparse.Namespace) -> None:
 
 def report(accuracy: dict[int, float], directory: Path, step: int) -> None:
     """Writes the accuracy by timestep as `step_STEP.json` and as a plot beside it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     directory.mkdir(exist_ok=True)
     path = directory / f"step_{step:07d}.json"
     path.write_text(json.dumps(accuracy, indent=2) + "\n")
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure = import_extra("matplotlib.figure", "train").Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     axes.plot(list(accuracy), list(accuracy.values()), marker="o")
     axes.set(xlabel="timestep (noise level)", ylabel="validation accuracy", ylim=(0, 1.02), title=f"step {step}")
     axes.grid(alpha=0.3)
     figure.savefig(path.with_suffix(".png"), dpi=120)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":
