@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.image_processor import VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffusers_cg.diffusion import resolve_timesteps
@@ -104,36 +104,32 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------------- inputs
 
     def prepare_class_labels(
-        self, class_labels: int | Sequence[int] | torch.Tensor | None, batch_size: int | None, needed: str | None
+        self, class_labels: int | Sequence[int] | torch.Tensor | None, batch_size: int | None
     ) -> torch.Tensor | None:
         """Labels (B,) int64 on the execution device, a single one repeated `batch_size` times; None if there are none.
 
         Args:
             class_labels: As the user gave them.
             batch_size (`int`, *optional*): Number of images that the user asked for.
-            needed (`str`, *optional*): Who needs labels; None if nobody does.
 
         Raises:
-            ValueError, TypeError: if labels are missing, out of range, not integers or of another number.
+            ValueError, TypeError: if labels are out of range, not integers or of another number.
         """
         if batch_size is not None and (
             isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
         ):
             raise ValueError(f"`batch_size` must be a positive whole number, got {batch_size!r}.")
         if class_labels is None:
-            if needed is not None:
-                raise ValueError(f"`class_labels` are missing: {needed} needs one per image.")
             return None
 
-        single = isinstance(class_labels, int) or (isinstance(class_labels, torch.Tensor) and class_labels.ndim == 0)
         try:
             labels = torch.as_tensor(class_labels, device=self._execution_device)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"`class_labels` must be whole numbers, got {class_labels!r}.") from None
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(f"`class_labels` must be whole numbers, got {labels.dtype}.")
-        labels = labels.to(torch.int64).reshape(1) if single else labels.to(torch.int64)
-        if single:
+        labels = labels.to(torch.int64)
+        if labels.ndim == 0:
             labels = labels.expand(batch_size or 1)
         if labels.ndim != 1 or len(labels) == 0:
             raise ValueError(
@@ -176,6 +172,26 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             raise ValueError(f"`classifier_scale` must be finite and at least 0 (off), got {classifier_scale}.")
         return scale.reshape(-1).expand(batch_size).reshape(batch_size, 1, 1, 1)
 
+    def prepare_image(self, image: PipelineImageInput) -> torch.Tensor:
+        """Images of any kind that diffusers takes as (B, C, H, W) in [-1, 1], float32, on the execution device.
+
+        Raises:
+            ValueError: if their channels or size are not the unet's, or their values not in [0, 1].
+        """
+        sample = self.image_processor.preprocess(image).to(self._execution_device, torch.float32)
+        if tuple(sample.shape[1:]) != self.sample_shape:
+            raise ValueError(f"`image` must be of shape {self.sample_shape}, got {tuple(sample.shape[1:])}.")
+        if not bool((sample.abs() <= 1).all()):
+            raise ValueError("`image` holds values that are not in [0, 1].")
+        return sample
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the unet's images."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
     def prepare_latents(
         self,
         batch_size: int,
@@ -185,11 +201,14 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """The initial sample (B, C, H, W), float32: standard normal noise, or `latents`.
 
         Raises:
-            ValueError: if `latents` has another shape, or the list of generators another length.
+            ValueError, TypeError: if `latents` has another shape or type, or the generators another number or type.
         """
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (batch_size, self.unet.config.in_channels, height, width)
+        shape = (batch_size, *self.sample_shape)
+        generators = generator if isinstance(generator, list) else [generator]
+        if any(one is not None and not isinstance(one, torch.Generator) for one in generators):
+            raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
+        if latents is not None and not isinstance(latents, torch.Tensor):
+            raise TypeError(f"`latents` must be a torch.Tensor, got {type(latents).__name__}.")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"`generator` is a list of {len(generator)} for a batch of {batch_size}: pass one per image."
@@ -199,6 +218,25 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         if tuple(latents.shape) != shape:
             raise ValueError(f"`latents` must be of shape {shape}, got {tuple(latents.shape)}.")
         return latents.to(device=self._execution_device, dtype=torch.float32)
+
+    def prepare_callback_tensor_inputs(
+        self,
+        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None,
+        callback_on_step_end_tensor_inputs: list[str],
+    ) -> list[str]:
+        """Names of the tensors that the callback gets: its own where it is a `PipelineCallback`.
+
+        Raises:
+            ValueError: if a name is unknown.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {sorted(unknown)}."
+            )
+        return callback_on_step_end_tensor_inputs
 
     def prepare_inputs(
         self,
@@ -229,12 +267,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         guidance_available = guidance is not None or self.classifier is not None
         if classifier_scale is None:
             classifier_scale = default_classifier_scale if guidance_available else 0.0
-        num_labels = (
-            None
-            if class_labels is None or isinstance(class_labels, int)
-            else len(torch.as_tensor(class_labels).reshape(-1))
-        )
-        scale = self.prepare_classifier_scale(classifier_scale, num_labels or batch_size or 1)
+        labels = self.prepare_class_labels(class_labels, batch_size)
+        batch_size = len(labels) if labels is not None else batch_size or 1
+        scale = self.prepare_classifier_scale(classifier_scale, batch_size)
         guided = bool((scale > 0).any())
         if guided and not guidance_available:
             raise ValueError("This pipeline has no classifier: pass `classifier_scale=0`, or load it with one.")
@@ -244,15 +279,16 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             needed = "the class-conditional unet"
         elif guided:
             needed = "guidance (`classifier_scale` above 0)"
-        labels = self.prepare_class_labels(class_labels, batch_size, needed)
-        batch_size = len(labels) if labels is not None else batch_size or 1
+        if labels is None and needed is not None:
+            raise ValueError(f"`class_labels` are missing: {needed} needs one per image.")
         if guided and guidance is None:
             guidance = ClassifierGuidance(self.classifier)
 
+        timesteps = resolve_timesteps(self.scheduler, num_inference_steps, timesteps)
         return SamplingInputs(
-            latents=self.prepare_latents(batch_size, generator, latents),
+            latents=self.prepare_latents(batch_size, generator, latents),  # last: it draws noise
             class_labels=labels,
-            timesteps=resolve_timesteps(self.scheduler, num_inference_steps, timesteps),
+            timesteps=timesteps,
             guidance=guidance if guided else None,
             classifier_scale=scale,
         )
@@ -275,14 +311,6 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: list[str],
     ) -> torch.Tensor:
         """Runs `step` over the timesteps: x_T (B, C, H, W) -> x_0, float32."""
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {sorted(unknown)}."
-            )
-
         latents = inputs.latents
         unet_labels = inputs.class_labels if self.unet.config.num_class_embeds is not None else None
         self._interrupt = False
@@ -315,7 +343,11 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
 
 
 def check_components(unet: UNet2DModel, classifier: NoisyClassifierModel | None) -> None:
-    """Raises `ValueError` where the classifier cannot read the unet's samples or knows other classes."""
+    """Raises `ValueError` where the unet upsamples, or the classifier cannot read its samples or knows other classes."""
+    if unet.config.get("low_res_channels"):
+        raise ValueError(
+            "This unet is an upsampling one, which needs low-resolution images: these pipelines generate from noise alone."
+        )
     if classifier is None:
         return
 

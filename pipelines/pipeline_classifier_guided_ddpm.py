@@ -20,6 +20,7 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
 
     def convert_scheduler(self, scheduler: SchedulerMixin, unet: UNet2DModel) -> DDPMScheduler:
         """A `DDPMScheduler` of the same noise schedule."""
+        GaussianDiffusion.from_scheduler(scheduler)  # refuses what the arithmetic does not cover
         learned_variance = unet.config.out_channels == 2 * unet.config.in_channels
         scheduler = to_ddpm_scheduler(scheduler, learned_variance)
         if scheduler.config.variance_type == "learned_range" and not learned_variance:
@@ -27,7 +28,6 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
                 f"The scheduler expects a learned variance, but the unet has {unet.config.out_channels} output channels "
                 f"for {unet.config.in_channels} input channels: use variance_type='fixed_small' or 'fixed_large'."
             )
-        GaussianDiffusion.from_scheduler(scheduler)  # refuses what the arithmetic does not cover
         return scheduler
 
     @torch.no_grad()
@@ -72,6 +72,9 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         Raises:
             ValueError, TypeError: if an input is out of range or missing; nothing has been computed by then.
         """
+        callback_on_step_end_tensor_inputs = self.prepare_callback_tensor_inputs(
+            callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
         inputs = self.prepare_inputs(
             class_labels=class_labels,
             batch_size=batch_size,

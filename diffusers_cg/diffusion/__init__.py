@@ -8,11 +8,13 @@ from diffusers_cg.diffusion.schedulers import (
     to_ddim_scheduler,
     to_ddpm_scheduler,
 )
+from diffusers_cg.diffusion.timestep_samplers import LossSecondMomentSampler
 
 
 __all__ = [
     "Gaussian",
     "GaussianDiffusion",
+    "LossSecondMomentSampler",
     "ReverseStep",
     "TrainingLosses",
     "prior_term",

@@ -71,6 +71,7 @@ class GaussianDiffusion:
         kept = self.timesteps.flip(0)  # increasing, so that table index 0 is the last step of sampling
         abar = torch.cumprod(1 - betas.double().cpu(), dim=0)[kept]
         abar_prev = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+        abar_next = torch.cat([abar[1:], torch.zeros(1, dtype=torch.float64)])
         beta = 1 - abar / abar_prev
         posterior_variance = beta * (1 - abar_prev) / (1 - abar)
         # one step has no next timestep: its range is the single point log beta
@@ -85,6 +86,8 @@ class GaussianDiffusion:
         self._tables = {
             "sqrt_abar": abar.sqrt(),
             "sqrt_one_minus_abar": (1 - abar).sqrt(),
+            "sqrt_abar_next": abar_next.sqrt(),
+            "sqrt_one_minus_abar_next": (1 - abar_next).sqrt(),
             "one_minus_abar": 1 - abar,
             "log_one_minus_abar": (1 - abar).log(),
             "sqrt_recip_abar": (1 / abar).sqrt(),
@@ -97,6 +100,9 @@ class GaussianDiffusion:
             "large_variance": large_variance,
             "large_log_variance": large_variance.log(),
         }
+        # index -1, of a timestep outside the subset, must not find a neighbour's value
+        nan = torch.tensor([torch.nan], dtype=torch.float64)
+        self._tables = {name: torch.cat([table, nan]) for name, table in self._tables.items()}
 
     @classmethod
     def from_scheduler(cls, scheduler: SchedulerMixin, timesteps: Sequence[int] | None = None) -> "GaussianDiffusion":
@@ -115,7 +121,10 @@ class GaussianDiffusion:
         return cls(scheduler.betas, timesteps=timesteps, variance_type=variance_type)
 
     def coefficient(self, name: str, timestep: torch.Tensor | int, like: torch.Tensor) -> torch.Tensor:
-        """Entry of a table at each timestep, shaped to broadcast over `like` (B, C, H, W), float32."""
+        """Entry of a table at each timestep, shaped to broadcast over `like` (B, C, H, W), float32.
+
+        NaN at a timestep that is not in the subset.
+        """
         timestep = torch.as_tensor(timestep)
         if self._index.device != timestep.device:
             self._index = self._index.to(timestep.device)
@@ -169,6 +178,23 @@ class GaussianDiffusion:
         return (
             self.coefficient("sqrt_recip_abar", timestep, sample) * sample - pred_original_sample
         ) / self.coefficient("sqrt_recip_abar_minus_one", timestep, sample)
+
+    def predict_original_and_noise(
+        self,
+        model_output: torch.Tensor,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | int,
+        clip_range: float | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The clean image that the network sees in the sample x_t, clipped, and the noise that follows from it.
+
+        Arguments are those of [`p_mean_variance`].
+        """
+        noise, _ = split_model_output(model_output, sample)
+        pred_original_sample = self.predict_original(noise, sample, timestep)
+        if clip_range is not None:
+            pred_original_sample = pred_original_sample.clamp(-clip_range, clip_range)
+        return pred_original_sample, self.predict_noise(pred_original_sample, sample, timestep)
 
     def p_mean_variance(
         self,

@@ -3,6 +3,7 @@
 import copy
 import inspect
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
@@ -18,11 +19,12 @@ def resolve_timesteps(
     Sets the scheduler's timesteps as a side effect.
 
     Raises:
-        ValueError: if there are too few or too many steps, or the timesteps given are out of range or not decreasing.
+        ValueError: if there are too few or too many steps, or the timesteps given are not whole numbers, out of range
+            or not decreasing.
     """
     num_train_timesteps = scheduler.config.num_train_timesteps
     if timesteps is not None:
-        timesteps = [int(t) for t in timesteps]
+        timesteps = _whole_numbers(timesteps)
         check_timesteps(timesteps, num_train_timesteps)
         if isinstance(scheduler, DDIMScheduler):
             scheduler.timesteps = torch.tensor(timesteps)
@@ -34,15 +36,25 @@ def resolve_timesteps(
             )
         return timesteps
 
-    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
+    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, Integral):
         raise ValueError(f"`num_inference_steps` must be a whole number, got {num_inference_steps!r}.")
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
             f"`num_inference_steps` must be between 1 and {num_train_timesteps}, the steps that the model was trained "
             f"with, got {num_inference_steps}."
         )
-    scheduler.set_timesteps(num_inference_steps)
+    scheduler.set_timesteps(int(num_inference_steps))
     return [int(t) for t in scheduler.timesteps]
+
+
+def _whole_numbers(timesteps: Sequence[int]) -> list[int]:
+    try:
+        whole = [int(t) for t in timesteps]
+        if all(t == given for t, given in zip(whole, timesteps)):
+            return whole
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"`timesteps` must be whole numbers, in a list or the like, got {timesteps!r}.")
 
 
 def to_ddpm_scheduler(scheduler: SchedulerMixin, learned_variance: bool) -> DDPMScheduler:
@@ -67,10 +79,10 @@ def to_ddim_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
     """
     if isinstance(scheduler, DDPMScheduler):
         return DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading")
-    if scheduler.init_noise_sigma != 1:
+    if getattr(scheduler, "init_noise_sigma", None) != 1:
         raise ValueError(
-            f"{type(scheduler).__name__} scales its samples by the noise level, which noisy classifiers are not "
-            "trained for: use DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler or the like."
+            f"Samples of {type(scheduler).__name__} do not keep variance, as noisy classifiers and unets are trained "
+            "for: use DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler or the like."
         )
     return scheduler
 

@@ -17,13 +17,15 @@ def precision_recall(reference: np.ndarray, samples: np.ndarray, num_neighbours:
         num_neighbours (`int`): k.
 
     Raises:
-        ValueError: if the features' widths differ, or a set has no more than k rows.
+        ValueError: if the features' widths differ, a set has no more than k rows, or a value is not finite.
     """
     reference, samples = (np.asarray(features, dtype=np.float64) for features in (reference, samples))
     if reference.ndim != 2 or samples.ndim != 2 or reference.shape[1] != samples.shape[1]:
         raise ValueError(f"The two sets have different features: {reference.shape} and {samples.shape}.")
     if min(len(reference), len(samples)) <= num_neighbours:
         raise ValueError(f"Both sets need more than {num_neighbours} rows, got {len(reference)} and {len(samples)}.")
+    if not (np.isfinite(reference).all() and np.isfinite(samples).all()):
+        raise ValueError("Features hold values that are not finite.")
     precision = _within(samples, reference, _squared_radii(reference, num_neighbours)).mean()
     recall = _within(reference, samples, _squared_radii(samples, num_neighbours)).mean()
     return float(precision), float(recall)

@@ -32,8 +32,10 @@ class ClassifierGuidance:
         Returns:
             `torch.Tensor`: (B, C, H, W), float32. Images do not influence each other's gradients.
         """
-        with torch.enable_grad():
-            sample = sample.detach().float().requires_grad_(True)
+        with torch.inference_mode(False), torch.enable_grad():
+            # clones, since tensors made in inference mode cannot take part in a gradient
+            sample, class_labels = sample.detach().float().clone().requires_grad_(True), class_labels.clone()
+            timestep = timestep.clone() if isinstance(timestep, torch.Tensor) else timestep
             logits = self.classifier(sample.to(self.classifier.dtype), timestep).logits
             log_probs = logits.float().log_softmax(dim=-1)
             selected = log_probs.gather(1, class_labels[:, None]).sum()

@@ -1,0 +1,91 @@
+"""The gradient that guides: of log p(y | x_t) at x_t, per image, in float32."""
+
+import copy
+
+import pytest
+import tiny
+import torch
+
+from diffusers_cg import ClassifierGuidance
+
+
+SAMPLE = tiny.images(4)
+TIMESTEPS = torch.tensor([0, 10, 500, 999])
+LABELS = torch.tensor([0, 3, 1, 4])
+
+every_pooling = pytest.mark.parametrize("pool", ["attention", "adaptive", "spatial", "spatial_v2"])
+
+
+def log_probability(classifier, sample):
+    log_probs = classifier(sample, TIMESTEPS).logits.log_softmax(dim=-1)
+    return log_probs[torch.arange(len(LABELS)), LABELS]
+
+
+@every_pooling
+def test_gradient_is_that_of_autograd(pool):
+    classifier = tiny.classifier(pool=pool)
+    sample = SAMPLE.clone().requires_grad_(True)
+    (expected,) = torch.autograd.grad(log_probability(classifier, sample).sum(), sample)
+    gradient = ClassifierGuidance(classifier)(SAMPLE, TIMESTEPS, LABELS)
+    assert gradient.dtype == torch.float32 and not gradient.requires_grad
+    assert torch.allclose(gradient, expected, rtol=1e-5, atol=1e-7)
+
+
+@every_pooling
+@torch.no_grad()
+def test_gradient_is_the_slope(pool):
+    """Central differences along random directions, in float64."""
+    classifier = tiny.classifier(pool=pool)
+    gradient = ClassifierGuidance(classifier)(SAMPLE, TIMESTEPS, LABELS).double()
+    exact, step = copy.deepcopy(classifier).double(), 1e-6
+    for seed in (1, 2, 3):
+        direction = tiny.images(4, seed=seed).double()
+        ahead, behind = (log_probability(exact, SAMPLE.double() + sign * step * direction) for sign in (1, -1))
+        slope = (ahead - behind) / (2 * step)
+        assert torch.allclose((gradient * direction).sum(dim=(1, 2, 3)), slope, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float32_also_from_a_classifier_in_half_precision(dtype):
+    expected = ClassifierGuidance(tiny.classifier())(SAMPLE, TIMESTEPS, LABELS)
+    gradient = ClassifierGuidance(tiny.classifier().to(dtype))(SAMPLE, TIMESTEPS, LABELS)
+    assert gradient.dtype == torch.float32
+    assert (gradient - expected).norm() / expected.norm() < 0.1
+
+
+def test_classifier_is_frozen_and_in_evaluation_mode():
+    classifier = tiny.classifier(dropout=0.5).train()
+    guidance = ClassifierGuidance(classifier)
+    assert not any(module.training for module in classifier.modules())
+    assert not any(parameter.requires_grad for parameter in classifier.parameters())
+    gradient = guidance(SAMPLE, TIMESTEPS, LABELS)
+    assert torch.equal(gradient, guidance(SAMPLE, TIMESTEPS, LABELS))
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+
+
+@every_pooling
+def test_images_do_not_influence_each_other(pool):
+    guidance = ClassifierGuidance(tiny.classifier(pool=pool))
+    together = guidance(SAMPLE, TIMESTEPS, LABELS)
+    for i in range(4):
+        alone = guidance(SAMPLE[i : i + 1], TIMESTEPS[i : i + 1], LABELS[i : i + 1])
+        assert torch.allclose(alone[0], together[i], rtol=1e-4, atol=1e-6)
+
+
+def test_the_sample_and_the_grad_mode_are_left_as_they_were():
+    guidance = ClassifierGuidance(tiny.classifier())
+    expected = guidance(SAMPLE, TIMESTEPS, LABELS)
+    with torch.no_grad():
+        assert torch.equal(guidance(SAMPLE, TIMESTEPS, LABELS), expected)
+        assert not torch.is_grad_enabled()
+    assert not SAMPLE.requires_grad
+    sample = SAMPLE.clone().requires_grad_(True)
+    assert torch.equal(guidance(sample, TIMESTEPS, LABELS), expected) and sample.grad is None
+
+
+def test_timestep_of_any_form():
+    guidance = ClassifierGuidance(tiny.classifier())
+    expected = guidance(SAMPLE, torch.tensor([10] * 4), LABELS)
+    for timestep in (10, torch.tensor(10), torch.tensor([10])):
+        assert torch.equal(guidance(SAMPLE, timestep, LABELS), expected)
+    assert not torch.allclose(guidance(SAMPLE, 900, LABELS), expected, rtol=1e-2)
