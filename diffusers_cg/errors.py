@@ -1,14 +1,17 @@
 """How a command fails: one sentence, exit status 2, no traceback."""
 
-import argparse
 import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec
 
 from safetensors import SafetensorError
 
 from diffusers_cg.extras import MissingExtraError
+
+
+P = ParamSpec("P")
 
 
 class UserError(Exception):
@@ -24,13 +27,13 @@ def user_errors() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def command(main: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+def command(main: Callable[P, None]) -> Callable[P, None]:
     """Wraps a command's main function: user errors and those of the file system end it with exit status 2."""
 
     @functools.wraps(main)
-    def wrapped(args: argparse.Namespace) -> None:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            main(args)
+            main(*args, **kwargs)
         except MissingExtraError as error:
             sys.exit(_report(str(error)))
         except UserError as error:

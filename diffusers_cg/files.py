@@ -9,18 +9,29 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
+def atomic_directory(path: str | Path, replaces: str = "*") -> Iterator[Path]:
     """Yields an empty folder beside `path` that takes its place when the block ends without an error.
 
     What stood at `path` before stays untouched until then, and for good if the block fails or the process dies. A
     leftover of a killed process, `.NAME.partial`, is removed by the next attempt.
 
+    Args:
+        path (`str` or `Path`): The folder to write.
+        replaces (`str`): Pattern of a file that a folder must hold to be replaced, so that a mistyped path costs nothing.
+
     Raises:
         NotADirectoryError: if `path` is a file.
+        FileExistsError: if `path` is a folder of something else.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    if path.exists() and any(path.iterdir()) and not any(path.glob(replaces)):
+        raise FileExistsError(
+            errno.EEXIST,
+            f"This folder has no {replaces} and would be replaced whole: name another or empty it",
+            str(path),
+        )
     partial = partial_path(path)
     replaced = path.with_name(f".{path.name}.replaced")
     if replaced.exists() and not path.exists():  # killed between the two renames below

@@ -60,6 +60,17 @@ def run_command(name: str, *argv: object, log: Path, **options) -> Ended:
     return run_function(_main, name, [str(arg) for arg in argv], log=log, **options)
 
 
+def run_cli(*argv: object, log: Path, **options) -> Ended:
+    """Runs `diffusers-cg` with arguments; options as for [`run_function`]."""
+    return run_function(_cli, [str(arg) for arg in argv], log=log, **options)
+
+
+def _cli(argv: list[str]) -> None:
+    from diffusers_cg.cli import app
+
+    app(argv, prog_name="diffusers-cg")
+
+
 def _main(name: str, argv: list[str]) -> None:
     command = importlib.import_module(f"diffusers_cg.training.{name}")
     command.main(command.parse_args(argv))

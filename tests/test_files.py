@@ -67,6 +67,18 @@ def test_failure_leaves_nothing_where_there_was_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    path = tmp_path / "result"
+    path.mkdir()
+    with atomic_directory(path, replaces="index*") as directory:  # empty
+        (directory / "index.json").write_text("old")
+    with atomic_directory(path, replaces="index*") as directory:
+        (directory / "thesis").write_text("precious")
+    with pytest.raises(FileExistsError, match="has no index"), atomic_directory(path, replaces="index*"):
+        pass
+    assert contents(path) == {"thesis": "precious"}
+
+
 def test_a_file_in_its_place_is_not_touched(tmp_path):
     (tmp_path / "result").write_text("old")
     with pytest.raises(NotADirectoryError, match="result"):

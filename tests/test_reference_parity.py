@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from reference import CASES, FORWARD, LOSSES, SAMPLERS, reference_classifier, reference_unet
 
 from diffusers_cg import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline, GaussianDiffusion
-from diffusers_cg.diffusion import prior_term, training_losses, variational_bound_term
+from diffusers_cg.diffusion import LossSecondMomentSampler, prior_term, training_losses, variational_bound_term
 from diffusers_cg.guidance import ClassifierGuidance
 
 
@@ -25,6 +25,13 @@ def test_unet(name):
     class_labels = FORWARD["y"] if unet.config.num_class_embeds else None
     output = unet(FORWARD["x"], FORWARD["t"], class_labels).sample
     assert relative_error(output, FORWARD[f"unet.{name}"]) <= 1e-5
+
+
+@torch.no_grad()
+def test_upsampling_unet():
+    unet = reference_unet("fixed_heads")
+    output = unet(FORWARD["x"], FORWARD["t"], FORWARD["y"], low_res=FORWARD["superres.low_res"]).sample
+    assert relative_error(output, FORWARD["superres.output"]) <= 1e-5
 
 
 @pytest.mark.parametrize("pool", CASES["forward"]["classifier"])
@@ -81,6 +88,15 @@ def test_sampler_at_every_step(name):
         assert (torch.stack(trace) - SAMPLERS[f"{name}.trace"]).abs().max() <= 1e-4
 
 
+def test_ddim_inversion():
+    scheduler = DDIMScheduler(timestep_spacing="leading", clip_sample=True)
+    pipe = ClassifierGuidedDDIMPipeline(reference_unet("new_order_heads_by_width"), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    image = (SAMPLERS["ddim_reverse.image"] + 1) / 2
+    latents = pipe.invert(image, class_labels=[4, 9], num_inference_steps=10)
+    assert (latents - SAMPLERS["ddim_reverse.latent"]).abs().max() <= 1e-4
+
+
 @pytest.mark.parametrize("schedule", BETA_SCHEDULES)
 @torch.no_grad()
 def test_losses(schedule):
@@ -100,6 +116,14 @@ def test_losses(schedule):
             assert torch.allclose(getattr(losses, name), expected, rtol=1e-4, atol=0), name
     assert torch.allclose(bound * 1000, LOSSES[f"{schedule}.rescaled_kl.loss"], rtol=1e-4, atol=0)
     assert relative_error(prior_term(diffusion, clean_images), LOSSES[f"{schedule}.prior_bpd"]) <= 1e-4
+
+
+def test_loss_second_moment_weights():
+    losses = LOSSES["loss_second_moment.losses"]
+    sampler = LossSecondMomentSampler(losses.shape[1], history_size=3)
+    for row in losses:
+        sampler.update(torch.arange(losses.shape[1]), row)
+    assert relative_error(sampler.probabilities, LOSSES["loss_second_moment.weights"]) <= 1e-6
 
 
 @torch.no_grad()

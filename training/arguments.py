@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from diffusers_cg.training.errors import UserError
+from diffusers_cg.errors import UserError
 
 
 # section 3 of the paper, and what it implies for smaller images

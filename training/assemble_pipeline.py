@@ -12,8 +12,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDPMPipeline, NoisyClassifierModel
+from diffusers_cg.errors import UserError, command, user_errors
 from diffusers_cg.files import atomic_directory
-from diffusers_cg.training.errors import UserError, command, user_errors
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -23,7 +23,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--unet", type=Path, required=True, help="Output folder of train_unet.py.")
     parser.add_argument("--classifier", type=Path, required=True, help="Output folder of train_classifier.py.")
-    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write; replaced if it exists.")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="Folder to write; a pipeline that is there is replaced."
+    )
     parser.add_argument(
         "--unconditional_unet",
         type=Path,
@@ -61,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
             ddim_num_inference_steps=args.ddim_num_inference_steps,
             ddim_classifier_scale=args.ddim_classifier_scale,
         )
-    with atomic_directory(args.output_dir) as directory:
+    with atomic_directory(args.output_dir, replaces="model_index.json") as directory:
         pipe.save_pretrained(directory)
         if args.unconditional_unet is not None:
             unconditional = ADMUNet2DModel.from_pretrained(args.unconditional_unet, subfolder="unet").to(dtype)

@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 
+from diffusers_cg.errors import UserError
 from diffusers_cg.extras import import_extra
-from diffusers_cg.training.errors import UserError
 
 
 if TYPE_CHECKING:

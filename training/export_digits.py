@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffusers_cg.errors import command
 from diffusers_cg.extras import import_extra
 from diffusers_cg.files import atomic_directory
-from diffusers_cg.training.errors import command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True, help="Folder to write; replaced if it exists.")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="Folder to write; digits that are there are replaced."
+    )
     parser.add_argument("--test_fraction", type=float, default=0.2, help="Share of every class held out for testing.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the split.")
     return parser.parse_args(argv)
@@ -39,7 +41,7 @@ def split_digits(test_fraction: float = 0.2, seed: int = 0) -> dict[str, tuple[n
 @command
 def main(args: argparse.Namespace) -> None:
     splits = split_digits(args.test_fraction, args.seed)
-    with atomic_directory(args.output_dir) as directory:
+    with atomic_directory(args.output_dir, replaces="train") as directory:
         for name, (images, labels) in splits.items():
             for number, (image, label) in enumerate(zip(images, labels)):
                 folder = directory / name / str(label)

@@ -19,9 +19,9 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
+from diffusers_cg.errors import UserError, user_errors
 from diffusers_cg.files import atomic_directory, atomic_update, partial_path
 from diffusers_cg.training.data import TrainingImages, training_loader
-from diffusers_cg.training.errors import UserError, user_errors
 
 
 STATE_FILE = "training_state.json"

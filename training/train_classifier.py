@@ -17,6 +17,7 @@ from diffusers import DDPMScheduler
 from torch.utils.data import DataLoader
 
 from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
+from diffusers_cg.errors import UserError, command, user_errors
 from diffusers_cg.extras import import_extra
 from diffusers_cg.training.arguments import (
     add_data_arguments,
@@ -26,7 +27,6 @@ from diffusers_cg.training.arguments import (
     trunk_arguments,
 )
 from diffusers_cg.training.data import TrainingImages, draw_timesteps_and_noise, load_image_folder
-from diffusers_cg.training.errors import UserError, command, user_errors
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 
 

@@ -15,6 +15,7 @@ from diffusers import DDPMScheduler
 
 from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDIMPipeline, GaussianDiffusion, NoisyClassifierModel
 from diffusers_cg.diffusion import training_losses
+from diffusers_cg.errors import command, user_errors
 from diffusers_cg.image_grid import image_grid
 from diffusers_cg.training.arguments import (
     add_data_arguments,
@@ -24,7 +25,6 @@ from diffusers_cg.training.arguments import (
     trunk_arguments,
 )
 from diffusers_cg.training.data import TrainingImages, draw_timesteps_and_noise, load_image_folder
-from diffusers_cg.training.errors import command, user_errors
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 
 

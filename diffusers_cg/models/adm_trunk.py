@@ -15,6 +15,8 @@ from torch import nn
 ResampleType = Literal["resnet", "conv"]
 TimeScaleShift = Literal["scale_shift", "default"]
 
+CPU_ALIGNMENT = 64  # bytes, of what torch allocates
+
 
 def level_resolutions(sample_size: int | Sequence[int], num_levels: int) -> list[int]:
     """Shorter side of the feature maps at every level, finest first, in pixels.
@@ -54,6 +56,19 @@ def unet2d_arguments(
     Raises:
         ValueError: if the switches contradict each other; the sentence names the argument to change.
     """
+    for name, value in (
+        ("in_channels", in_channels),
+        ("base_channels", base_channels),
+        ("layers_per_block", layers_per_block),
+        ("norm_num_groups", norm_num_groups),
+        ("attention_head_dim", attention_head_dim),
+        ("num_attention_heads", num_attention_heads),
+        ("num_class_embeds", num_class_embeds),
+    ):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    if len(channel_multipliers) == 0:
+        raise ValueError("`channel_multipliers` is empty: it holds one multiplier per level.")
     resolutions = level_resolutions(sample_size, len(channel_multipliers))
     block_out_channels = tuple(int(base_channels * multiplier) for multiplier in channel_multipliers)
 
@@ -129,6 +144,19 @@ class ADMTrunkMixin(AttentionMixin):
     The host class owns `conv_in`, `time_proj`, `time_embedding`, `class_embedding`, `down_blocks` and `mid_block`,
     named and built as `UNet2DModel` does.
     """
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As `ModelMixin.from_pretrained`, with the weights aligned as those of a new model.
+
+        Mapped from a file they lie anywhere, and CPU kernels then round otherwise: images would differ in the last bits.
+        """
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for parameter in model.parameters():
+            if parameter.device.type == "cpu" and parameter.data_ptr() % CPU_ALIGNMENT:
+                parameter.data = parameter.data.clone()
+        return loaded
 
     def _apply_adm_details(self, base_channels: int, num_attention_heads: int | None, rescale_residual: bool) -> None:
         # UNet2DModel ties the embedding's width to the first level, which may be narrower than the base (512x512).

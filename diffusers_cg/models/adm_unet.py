@@ -1,6 +1,7 @@
 """The denoising network of *Diffusion Models Beat GANs on Image Synthesis*, section 3."""
 
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
@@ -13,9 +14,10 @@ from diffusers_cg.models.adm_trunk import (
     resolve_attention_head_dim,
     unet2d_arguments,
 )
+from diffusers_cg.models.openai_checkpoint import OpenAICheckpointMixin
 
 
-class ADMUNet2DModel(ADMTrunkMixin, UNet2DModel):
+class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
     r"""ADM, the "ablated diffusion model": a `UNet2DModel` with the architecture switches of the paper's section 3.
 
     It predicts the noise in a noisy image and, with `out_channels = 2 * in_channels`, the interpolation coefficient v
@@ -25,6 +27,8 @@ class ADMUNet2DModel(ADMTrunkMixin, UNet2DModel):
         sample_size (`int` or `tuple[int, int]`): Height and width of the image, multiples of
             `2 ** (len(channel_multipliers) - 1)`.
         in_channels (`int`): Channels C of the image.
+        low_res_channels (`int`): Channels of the low-resolution image that an upsampling model is given beside the
+            noisy one; 0 for a model that generates from noise alone.
         out_channels (`int`): C for a fixed variance, 2C for a learned one.
         base_channels (`int`): Width that the multipliers multiply; the embedding is 4 times as wide.
         channel_multipliers (`tuple[float, ...]`): Width of each level, finest first, in units of `base_channels`;
@@ -45,6 +49,8 @@ class ADMUNet2DModel(ADMTrunkMixin, UNet2DModel):
         ValueError: if the arguments contradict each other; the sentence names the one to change.
     """
 
+    _openai_kind = "unet"
+
     @register_to_config
     def __init__(
         self,
@@ -63,6 +69,7 @@ class ADMUNet2DModel(ADMTrunkMixin, UNet2DModel):
         dropout: float = 0.0,
         num_class_embeds: int | None = None,
         norm_num_groups: int = 32,
+        low_res_channels: int = 0,
     ):
         if out_channels not in (in_channels, 2 * in_channels):
             raise ValueError(
@@ -75,7 +82,7 @@ class ADMUNet2DModel(ADMTrunkMixin, UNet2DModel):
         super().__init__(
             **unet2d_arguments(
                 sample_size=sample_size,
-                in_channels=in_channels,
+                in_channels=in_channels + low_res_channels,
                 out_channels=out_channels,
                 base_channels=base_channels,
                 channel_multipliers=channel_multipliers,
@@ -101,12 +108,28 @@ class ADMUNet2DModel(ADMTrunkMixin, UNet2DModel):
         """Whether the second half of the output channels is the raw learned-range variance."""
         return self.config.out_channels == 2 * self.config.in_channels
 
+    def enlarge(self, low_res: torch.Tensor | None, sample: torch.Tensor) -> torch.Tensor:
+        """Low-resolution images (B, low_res_channels, h, w) at the height and width of `sample`, bilinearly.
+
+        Raises:
+            ValueError: if there are none, or their number or channels do not fit.
+        """
+        shape = (len(sample), self.config.low_res_channels)
+        if low_res is None or low_res.ndim != 4 or tuple(low_res.shape[:2]) != shape:
+            given = "nothing" if low_res is None else tuple(low_res.shape)
+            raise ValueError(
+                f"This unet is an upsampling one: it takes `low_res` images of shape ({shape[0]}, {shape[1]}, height, "
+                f"width), got {given}."
+            )
+        return F.interpolate(low_res.to(sample.dtype), sample.shape[2:], mode="bilinear")
+
     def forward(
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor | float | int,
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
+        low_res: torch.Tensor | None = None,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Predicts the noise, and the raw variance if the model learns it.
 
@@ -115,18 +138,25 @@ class ADMUNet2DModel(ADMTrunkMixin, UNet2DModel):
             timestep (`torch.Tensor`, `float` or `int`): One for all or one per image (B,), in [0, T).
             class_labels (`torch.Tensor`, *optional*): (B,) int64; given exactly if the model is class-conditional.
             return_dict (`bool`): Whether to return a `UNet2DOutput` or a tuple.
+            low_res (`torch.Tensor`, *optional*): Low-resolution images (B, low_res_channels, h, w) in [-1, 1], enlarged
+                here to H x W; given exactly if the model is an upsampling one.
 
         Returns:
             `UNet2DOutput` or `tuple`: `.sample` of shape (B, out_channels, H, W), in the model's dtype.
 
         Raises:
-            ValueError: if the sample's shape does not fit, or labels are missing or not wanted.
+            ValueError: if a shape does not fit, or labels or low-resolution images are missing or not wanted.
         """
         self.check_sample(sample)
         if class_labels is None and self.class_embedding is not None:
             raise ValueError("This unet is class-conditional: pass `class_labels` of shape (batch,).")
         if class_labels is not None and self.class_embedding is None:
             raise ValueError("This unet is unconditional and takes no `class_labels`.")
+
+        if self.config.low_res_channels:
+            sample = torch.cat([sample, self.enlarge(low_res, sample)], dim=1)
+        elif low_res is not None:
+            raise ValueError("This unet generates from noise alone and takes no `low_res`.")
 
         emb = self.embed(sample, timestep, class_labels)
         sample, residuals = self.encode(sample, emb)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from diffusers import ModelMixin, UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
@@ -18,6 +17,8 @@ from diffusers_cg.models.adm_trunk import (
     resolve_attention_head_dim,
     unet2d_arguments,
 )
+from diffusers_cg.models.attention_pool import AttentionPool2D
+from diffusers_cg.models.openai_checkpoint import OpenAICheckpointMixin
 
 
 Pooling = Literal["attention", "adaptive", "spatial", "spatial_v2"]
@@ -36,38 +37,7 @@ class NoisyClassifierOutput(BaseOutput):
     logits: torch.Tensor
 
 
-class AttentionPool2D(nn.Module):
-    """CLIP's attention pooling: the mean of all positions attends to every position and becomes the output.
-
-    Args:
-        channels (`int`): Channels of the feature map.
-        num_positions (`int`): Height times width of the feature map.
-        attention_head_dim (`int`): Width of a head; divides `channels`.
-        out_features (`int`): Width of the output.
-    """
-
-    def __init__(self, channels: int, num_positions: int, attention_head_dim: int, out_features: int):
-        super().__init__()
-        self.attention_head_dim = attention_head_dim
-        self.positional_embedding = nn.Parameter(torch.randn(num_positions + 1, channels) / channels**0.5)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.Linear(channels, out_features)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, channels, H, W) -> (B, out_features)."""
-        tokens = hidden_states.flatten(2).transpose(1, 2)  # (B, H * W, channels)
-        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positional_embedding
-        query, key, value = (
-            projected.unflatten(-1, (-1, self.attention_head_dim)).transpose(1, 2)  # (B, heads, tokens, head width)
-            for projected in (self.to_q(tokens[:, :1]), self.to_k(tokens), self.to_v(tokens))
-        )
-        pooled = F.scaled_dot_product_attention(query, key, value)  # (B, heads, 1, head width)
-        return self.to_out(pooled.flatten(1))
-
-
-class NoisyClassifierModel(ADMTrunkMixin, ModelMixin, ConfigMixin):
+class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, ConfigMixin):
     r"""Predicts log p(y | x_t): the downsampling half of an ADM unet, followed by a pooling head.
 
     The defaults are the 64x64 ImageNet classifier's.
@@ -88,6 +58,7 @@ class NoisyClassifierModel(ADMTrunkMixin, ModelMixin, ConfigMixin):
         ValueError: if the arguments contradict each other; the sentence names the one to change.
     """
 
+    _openai_kind = "classifier"
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["norm", "positional_embedding"]
 

@@ -7,8 +7,9 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
+from tqdm.auto import tqdm
 
-from diffusers_cg.models.noisy_classifier import AttentionPool2D, NoisyClassifierModel
+from diffusers_cg.models.attention_pool import AttentionPool2D
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def openai_entries(model: nn.Module) -> list[Entry]:
     for ours, index in middle:
         entries += _layer(model.mid_block.get_submodule(ours), f"middle_block.{index}", f"mid_block.{ours}")
 
-    if not isinstance(model, NoisyClassifierModel):
+    if hasattr(model, "up_blocks"):
         entries += _blocks(model.up_blocks, "up_blocks", "output_blocks", first=0, own_index=False)
         return [*entries, *_affine("out.0", "conv_norm_out"), *_affine("out.2", "conv_out")]
 
@@ -144,21 +145,68 @@ def openai_entries(model: nn.Module) -> list[Entry]:
 
 
 def from_openai_state_dict(
-    model: nn.Module, state_dict: Mapping[str, torch.Tensor], new_attention_order: bool
+    model: nn.Module,
+    state_dict: Mapping[str, torch.Tensor],
+    new_attention_order: bool,
+    torch_dtype: torch.dtype | None = None,
+    progress: tqdm | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Renames and reorders OpenAI's state dictionary for `model`.
+    """Renames and reorders OpenAI's state dictionary for `model`; every tensor is a copy.
 
     Args:
         model (`ADMUNet2DModel` or `NoisyClassifierModel`): Says which entries there are; not changed.
         state_dict (`Mapping[str, torch.Tensor]`): Their parameters.
         new_attention_order (`bool`): Whether query, key and value are stacked as wholes (only the 64x64 unet) rather
             than interleaved per head. Attention pooling always stacks wholes.
+        torch_dtype (`torch.dtype`, *optional*): To convert to.
+        progress (`tqdm`, *optional*): Updated by one per entry.
 
     Raises:
-        KeyError: if an entry is missing from `state_dict`.
+        ValueError: if entries are missing, left over, or of another shape than the model's.
     """
+    entries = openai_entries(model)
+    _check_shapes(model, entries, state_dict)
     converted = {}
-    for entry in openai_entries(model):
-        order = new_attention_order or entry.openai.startswith("out.")
-        converted.update(zip(entry.ours, entry.unpack(state_dict[entry.openai], order)))
+    for entry in entries:
+        parts = entry.unpack(state_dict[entry.openai], _order(entry, new_attention_order))
+        converted.update((key, part.to(torch_dtype or part.dtype, copy=True)) for key, part in zip(entry.ours, parts))
+        if progress is not None:
+            progress.update()
     return converted
+
+
+def to_openai_state_dict(model: nn.Module, new_attention_order: bool) -> dict[str, torch.Tensor]:
+    """The inverse of [`from_openai_state_dict`]: the parameters of `model` in OpenAI's layout and order."""
+    ours = model.state_dict()
+    return {
+        entry.openai: entry.pack(tuple(ours[key] for key in entry.ours), _order(entry, new_attention_order))
+        for entry in openai_entries(model)
+    }
+
+
+def _order(entry: Entry, new_attention_order: bool) -> bool:
+    return new_attention_order or entry.openai.startswith("out.")  # attention pooling has one order only
+
+
+def _check_shapes(model: nn.Module, entries: list[Entry], state_dict: Mapping[str, torch.Tensor]) -> None:
+    ours = {key: torch.empty_like(value, device="meta") for key, value in model.state_dict().items()}
+    expected = {entry.openai: entry.pack(tuple(ours[key] for key in entry.ours), True).shape for entry in entries}
+    shapes = {
+        name: f"{name} is {tuple(state_dict[name].shape)} in place of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in state_dict and state_dict[name].shape != shape
+    }
+    faults = [
+        f"{len(names)} {fault} ({'; '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
+        for fault, names in (
+            ("missing", [name for name in expected if name not in state_dict]),
+            ("left over", [name for name in state_dict if name not in expected]),
+            ("of another shape", list(shapes.values())),
+        )
+        if names
+    ]
+    if faults:
+        raise ValueError(
+            f"The parameters of this checkpoint do not match the {type(model).__name__} that their names and shapes "
+            f"suggest: {', '.join(faults)}."
+        )

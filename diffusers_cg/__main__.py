@@ -1,0 +1,7 @@
+"""`python -m diffusers_cg` and `accelerate launch -m diffusers_cg`: the command `diffusers-cg`."""
+
+from diffusers_cg.cli import main
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""`diffusers-cg convert`, from a checkpoint file to a pipeline that samples."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from processes import Signal, run_cli
+from reference import CASES, DATA, rule_state_dict
+from safetensors import safe_open
+
+from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
+from diffusers_cg.models.openai_checkpoint import RELEASED_CHECKPOINTS
+
+
+FACTS = [
+    "--sample_size",
+    16,
+    "--attention_head_dim",
+    16,
+    "--new_attention_order",
+    "--classifier_attention_head_dim",
+    16,
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    forward = CASES["forward"]
+    for name, case in (
+        ("unet", forward["unet"]["new_order_heads_by_width"]),
+        ("classifier", forward["classifier"]["attention"]),
+        ("upsampler", forward["superres"]["fixed_heads"]),
+    ):
+        torch.save(rule_state_dict(case["shapes"]), folder / f"{name}.pt")
+    return folder
+
+
+@pytest.fixture
+def convert(tmp_path):
+    def convert(*argv, status=0, **options):
+        ended = run_cli("convert", *argv, "--output", tmp_path / "pipeline", log=tmp_path / "log", **options)
+        assert ended.status == status, ended.output
+        assert "Traceback" not in ended.output
+        return ended.output
+
+    return convert
+
+
+def weights_files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.safetensors"))
+
+
+def test_both_pipelines_load_what_was_converted(files, convert, tmp_path):
+    said = convert(files / "unet.pt", "--classifier", files / "classifier.pt", *FACTS)
+    assert said.strip().endswith(f"Saved {tmp_path / 'pipeline'}.")
+    case = CASES["forward"]["unet"]["new_order_heads_by_width"]
+    for pipeline_class in (ClassifierGuidedDDPMPipeline, ClassifierGuidedDDIMPipeline):
+        pipe = pipeline_class.from_pretrained(tmp_path / "pipeline")
+        assert pipe.scheduler.config.beta_schedule == "linear"
+        assert pipe.classifier.config.num_classes == 10
+    expected = rule_state_dict(case["shapes"])
+    actual = pipe.unet.to_openai_state_dict()
+    assert all(torch.equal(actual[key], tensor) for key, tensor in expected.items())
+    assert not (tmp_path / "pipeline" / "README.md").exists()  # OpenAI's card is for OpenAI's files
+
+
+def test_precision_shards_and_schedule(files, convert, tmp_path):
+    convert(
+        *(files / "unet.pt", "--dtype", "fp16", "--max_shard_size", "300KB", "--beta_schedule", "cosine"),
+        *FACTS[:5],
+    )
+    stored = weights_files(tmp_path / "pipeline")
+    assert len(stored) > 2 and all(name.startswith("unet/") for name in stored)
+    with safe_open(tmp_path / "pipeline" / stored[0], "pt") as opened:
+        assert {opened.get_tensor(key).dtype for key in opened.keys()} == {torch.float16}  # noqa: SIM118
+    pipe = ClassifierGuidedDDIMPipeline.from_pretrained(tmp_path / "pipeline")
+    assert pipe.classifier is None
+    assert pipe.scheduler.config.beta_schedule == "squaredcos_cap_v2"
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "ddpm_steps", "ddpm_scale", "ddim_scale"),
+    [
+        ("64x64_diffusion", "squaredcos_cap_v2", 250, 1.0, 1.0),
+        ("128x128_diffusion", "linear", 250, 0.5, 1.25),
+        ("256x256_diffusion", "linear", 250, 1.0, 2.5),
+        ("256x256_diffusion_uncond", "linear", 250, 10.0, 10.0),
+        ("512x512_diffusion", "linear", 250, 4.0, 9.0),
+        ("lsun_cat", "linear", 1000, 1.0, 1.0),
+    ],
+)
+def test_the_paper_s_defaults(name, schedule, ddpm_steps, ddpm_scale, ddim_scale):
+    released = RELEASED_CHECKPOINTS[name]
+    assert released.beta_schedule == schedule
+    assert released.ddpm_num_inference_steps == ddpm_steps
+    assert (released.ddpm_classifier_scale, released.ddim_classifier_scale) == (ddpm_scale, ddim_scale)
+
+
+@pytest.mark.parametrize("interrupted", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_conversion_leaves_no_folder(files, convert, tmp_path, interrupted):
+    at = Signal(interrupted, "model_index.json")
+    ended = run_cli(
+        *("convert", files / "unet.pt", "--output", tmp_path / "pipeline", *FACTS[:5]), log=tmp_path / "log", signal=at
+    )
+    assert ended.status != 0
+    assert not (tmp_path / "pipeline").exists()
+    convert(files / "unet.pt", *FACTS[:5])
+    assert sorted(os.listdir(tmp_path)) == ["log", "pipeline"]
+
+
+def test_a_folder_of_something_else_is_not_replaced(files, convert, tmp_path):
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "thesis.tex").write_text("precious")
+    said = convert(files / "unet.pt", *FACTS[:5], status=2)
+    assert "error: This folder has no model_index.json and would be replaced whole" in said
+    assert os.listdir(tmp_path / "pipeline") == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["nowhere.pt"], "No such file or directory: "),
+        (["classifier.pt"], "is a classifier's, not a unet's"),
+        (["unet.pt"], "pass sample_size="),
+        (["unet.pt", "--classifier", "unet.pt", *FACTS[:5]], "is a unet's, not a classifier's"),
+        (["upsampler.pt", "--num_attention_heads", 4, "--sample_size", 16, "--legacy_attention_order"], "upsampling"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_refusals(files, convert, tmp_path, argv, said):
+    argv = [files / arg if str(arg).endswith(".pt") else arg for arg in argv]
+    line = convert(*argv, status=2).strip().splitlines()[-1]
+    assert line.startswith("error: ") and line.endswith(".") and said in line
+    assert not (tmp_path / "pipeline").exists()
+
+
+@torch.no_grad()
+def test_the_64x64_model_at_full_size(tmp_path):
+    shapes = json.loads((DATA / "manifests" / "64x64_diffusion.json").read_text())["shapes"]
+    generator = torch.Generator().manual_seed(0)
+    state_dict = {key: 0.02 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    path = tmp_path / "64x64_diffusion.pt"
+    torch.save(state_dict, path)
+    size = path.stat().st_size
+    assert size > 1e9
+
+    command = [Path(sys.executable).with_name("diffusers-cg"), "convert", path, "--output", tmp_path / "adm-64"]
+    process = subprocess.Popen(list(map(str, command)))
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert usage.ru_maxrss * 1024 < 2.5 * size
+    path.unlink()
+
+    pipe = ClassifierGuidedDDPMPipeline.from_pretrained(tmp_path / "adm-64")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.scheduler.config.beta_schedule == "squaredcos_cap_v2"
+    assert pipe.config.ddpm_num_inference_steps == 250
+    back = pipe.unet.to_openai_state_dict()
+    assert list(back) == list(state_dict) and all(torch.equal(back[key], state_dict[key]) for key in back)
+    image = pipe(class_labels=207, num_inference_steps=1, classifier_scale=0.0, output_type="pt").images
+    assert image.shape == (1, 3, 64, 64) and image.isfinite().all()
+
+    card = ModelCard.load(tmp_path / "adm-64" / "README.md")
+    assert card.data.library_name == "diffusers"
+    assert "research" in card.text and "not meant for deployment" in card.text
+    assert isinstance(pipe.unet, ADMUNet2DModel)
