@@ -8,7 +8,8 @@ draws the same number of each digit for both unets at every scale, and writes `t
     precision, recall, Frechet distance    against the 1,437 real training digits, in the judge's feature space
 
 The samples of a cell stay in `UNET_SCALE.npz` (the reference's layout). A run that was stopped goes on with the cells
-that are missing; another setting needs another folder.
+that are missing; another setting needs another folder. Two processes may share the work, one with
+`--unets conditional`, the other with `--unets unconditional`; a third run without the flag then makes the table.
 """
 
 import argparse
@@ -34,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=DIGITS, help="Folder that the digits recipe assembled.")
     parser.add_argument("--scales", type=float, nargs="+", default=[0, 1, 3, 10], help="Columns of the table.")
+    parser.add_argument("--unets", choices=UNETS, nargs="+", default=list(UNETS), help="Rows of the table.")
     parser.add_argument("--num_samples", type=int, default=1000, help="Images per cell.")
     parser.add_argument("--sampler", choices=PIPELINES, default="ddpm")
     parser.add_argument("--num_inference_steps", type=int, default=100)
@@ -102,7 +104,7 @@ def main() -> None:
     reference = judge.features(real["train"][0])
     cells = {
         (unet_name, scale): measure(judge, reference, images / 255.0, labels)
-        for unet_name in UNETS
+        for unet_name in args.unets
         for scale in args.scales
         for images, labels in [draw_cell(args, unet_name, scale)]
     }
@@ -130,7 +132,7 @@ def plot(cells: dict[tuple[str, float], dict[str, float]], path: Path, title: st
     """Everything against the scale, and precision against recall along it (the paper's figures 3 and 4)."""
     figure = Figure(figsize=(16, 4), layout="constrained")
     axes = figure.subplots(1, 4)
-    for unet_name in UNETS:
+    for unet_name in dict.fromkeys(name for name, _ in cells):
         scales = [scale for name, scale in cells if name == unet_name]
         columns = {column: [cells[unet_name, scale][column] for scale in scales] for column in COLUMNS}
         axes[0].plot(scales, columns["judged"], marker="o", label=unet_name)
