@@ -8,7 +8,11 @@ from diffusers_cg.diffusion import GaussianDiffusion
 from diffusers_cg.guidance import ClassifierGuidance
 from diffusers_cg.hub.registration import register_library
 from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
-from diffusers_cg.pipelines import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
+from diffusers_cg.pipelines import (
+    ClassifierGuidedDDIMPipeline,
+    ClassifierGuidedDDPMPipeline,
+    ClassifierGuidedSuperResolutionPipeline,
+)
 
 
 __all__ = [
@@ -17,6 +21,7 @@ __all__ = [
     "ClassifierGuidance",
     "ClassifierGuidedDDIMPipeline",
     "ClassifierGuidedDDPMPipeline",
+    "ClassifierGuidedSuperResolutionPipeline",
     "GaussianDiffusion",
     "NoisyClassifierModel",
 ]

@@ -2,6 +2,7 @@
 
 from diffusers_cg.pipelines.pipeline_classifier_guided_ddim import ClassifierGuidedDDIMPipeline
 from diffusers_cg.pipelines.pipeline_classifier_guided_ddpm import ClassifierGuidedDDPMPipeline
+from diffusers_cg.pipelines.pipeline_classifier_guided_super_resolution import ClassifierGuidedSuperResolutionPipeline
 
 
-__all__ = ["ClassifierGuidedDDIMPipeline", "ClassifierGuidedDDPMPipeline"]
+__all__ = ["ClassifierGuidedDDIMPipeline", "ClassifierGuidedDDPMPipeline", "ClassifierGuidedSuperResolutionPipeline"]

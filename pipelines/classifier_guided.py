@@ -1,7 +1,8 @@
 """What the classifier-guided pipelines share: their components, their inputs, and the loop around a step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
@@ -12,12 +13,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers_cg.diffusion import resolve_timesteps
 from diffusers_cg.guidance import ClassifierGuidance, Guidance
 from diffusers_cg.models import NoisyClassifierModel
+from diffusers_cg.pipelines.image_inputs import images_to_tensor
+from diffusers_cg.pipelines.steps import Generators, Step
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
-Step = Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor | float], torch.Tensor]
-"""(sample x_t, t, model_output, scaled gradient or 0) -> prev_sample."""
+Callback = Callable | PipelineCallback | MultiPipelineCallbacks
 
 
 @dataclass
@@ -30,6 +32,8 @@ class SamplingInputs:
         timesteps (`list[int]`): Decreasing.
         guidance (`Guidance`, *optional*): None where no image is guided.
         classifier_scale (`torch.Tensor`): (B, 1, 1, 1), float32.
+        unet_inputs (`dict[str, torch.Tensor]`): What the unet is given at every step, beside the sample and its
+            timestep: `class_labels` if it is class-conditional, `low_res` if it upsamples.
     """
 
     latents: torch.Tensor
@@ -37,6 +41,7 @@ class SamplingInputs:
     timesteps: list[int]
     guidance: Guidance | None
     classifier_scale: torch.Tensor
+    unet_inputs: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 class ClassifierGuidedPipeline(DiffusionPipeline):
@@ -58,6 +63,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     _optional_components = ["classifier"]
     _callback_tensor_inputs = ["latents"]
 
+    sampler: Literal["ddpm", "ddim"]
+    """Whose steps a call takes, and whose saved defaults: Algorithm 1's or Algorithm 2's."""
+
     def __init__(
         self,
         unet: UNet2DModel,
@@ -69,7 +77,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         ddim_classifier_scale: float = 1.0,
     ):
         super().__init__()
-        check_components(unet, classifier)
+        self.check_unet(unet)
+        check_classifier(unet, classifier)
         self.register_modules(unet=unet, scheduler=self.convert_scheduler(scheduler, unet), classifier=classifier)
         self.register_to_config(
             ddpm_num_inference_steps=ddpm_num_inference_steps,
@@ -85,6 +94,14 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """`scheduler` as this pipeline's kind of scheduler."""
         return scheduler
 
+    def check_unet(self, unet: UNet2DModel) -> None:
+        """Raises `ValueError` where the unet is of a kind that this pipeline has no use for."""
+        if unet.config.get("low_res_channels"):
+            raise ValueError(
+                "This unet is an upsampling one, which needs low-resolution images, but this pipeline generates from "
+                "noise alone: use ClassifierGuidedSuperResolutionPipeline."
+            )
+
     @property
     def num_timesteps(self) -> int:
         """Number of steps of the latest call."""
@@ -94,12 +111,6 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     def interrupt(self) -> bool:
         """Whether the running call should stop at its next step; a callback may set `pipe._interrupt`."""
         return self._interrupt
-
-    @property
-    def clip_range(self) -> float | None:
-        """Bound on the predicted clean image, as the scheduler's `clip_sample` and `clip_sample_range` say."""
-        config = self.scheduler.config
-        return config.get("clip_sample_range", 1.0) if config.get("clip_sample", False) else None
 
     # ------------------------------------------------------------------------------------------------------- inputs
 
@@ -136,7 +147,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
                 f"`class_labels` must be one label or a flat list of them, got shape {tuple(labels.shape)}."
             )
         if batch_size is not None and len(labels) != batch_size:
-            raise ValueError(f"`class_labels` holds {len(labels)} labels for a `batch_size` of {batch_size}.")
+            raise ValueError(f"`class_labels` holds {len(labels)} labels for a batch of {batch_size}.")
 
         num_classes = self.num_classes
         if num_classes is not None and not bool(((labels >= 0) & (labels < num_classes)).all()):
@@ -172,30 +183,23 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             raise ValueError(f"`classifier_scale` must be finite and at least 0 (off), got {classifier_scale}.")
         return scale.reshape(-1).expand(batch_size).reshape(batch_size, 1, 1, 1)
 
-    def prepare_image(self, image: PipelineImageInput) -> torch.Tensor:
-        """Images of any kind that diffusers takes as (B, C, H, W) in [-1, 1], float32, on the execution device.
+    def prepare_image(self, image: PipelineImageInput, shape: tuple[int, int, int]) -> torch.Tensor:
+        """Images of shape (C, H, W) each as (B, C, H, W) in [-1, 1], float32, on the execution device.
 
         Raises:
-            ValueError: if their channels or size are not the unet's, or their values not in [0, 1].
+            ValueError, TypeError: as [`images_to_tensor`].
         """
-        sample = self.image_processor.preprocess(image).to(self._execution_device, torch.float32)
-        if tuple(sample.shape[1:]) != self.sample_shape:
-            raise ValueError(f"`image` must be of shape {self.sample_shape}, got {tuple(sample.shape[1:])}.")
-        if not bool((sample.abs() <= 1).all()):
-            raise ValueError("`image` holds values that are not in [0, 1].")
-        return sample
+        return images_to_tensor(image, shape).to(self._execution_device)
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the unet's images."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.unet.config.in_channels, height, width
+        return self.unet.config.in_channels, *sides(self.unet.config.sample_size)
 
     def prepare_latents(
         self,
         batch_size: int,
-        generator: torch.Generator | list[torch.Generator] | None,
+        generator: Generators,
         latents: torch.Tensor | None,
     ) -> torch.Tensor:
         """The initial sample (B, C, H, W), float32: standard normal noise, or `latents`.
@@ -221,7 +225,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
 
     def prepare_callback_tensor_inputs(
         self,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None,
+        callback_on_step_end: Callback | None,
         callback_on_step_end_tensor_inputs: list[str],
     ) -> list[str]:
         """Names of the tensors that the callback gets: its own where it is a `PipelineCallback`.
@@ -247,11 +251,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         timesteps: Sequence[int] | None,
         classifier_scale: float | Sequence[float] | torch.Tensor | None,
         guidance: Guidance | None,
-        generator: torch.Generator | list[torch.Generator] | None,
+        generator: Generators,
         latents: torch.Tensor | None,
         output_type: str,
-        default_num_inference_steps: int,
-        default_classifier_scale: float,
     ) -> SamplingInputs:
         """Checks everything that a call was given before anything is computed, and fills in the pipeline's defaults.
 
@@ -262,11 +264,11 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         if num_inference_steps is not None and timesteps is not None:
             raise ValueError("Pass either `num_inference_steps` or `timesteps`, not both.")
         if num_inference_steps is None:
-            num_inference_steps = default_num_inference_steps
+            num_inference_steps = self.config[f"{self.sampler}_num_inference_steps"]
 
         guidance_available = guidance is not None or self.classifier is not None
         if classifier_scale is None:
-            classifier_scale = default_classifier_scale if guidance_available else 0.0
+            classifier_scale = self.config[f"{self.sampler}_classifier_scale"] if guidance_available else 0.0
         labels = self.prepare_class_labels(class_labels, batch_size)
         batch_size = len(labels) if labels is not None else batch_size or 1
         scale = self.prepare_classifier_scale(classifier_scale, batch_size)
@@ -274,8 +276,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         if guided and not guidance_available:
             raise ValueError("This pipeline has no classifier: pass `classifier_scale=0`, or load it with one.")
 
+        conditional = self.unet.config.num_class_embeds is not None
         needed = None
-        if self.unet.config.num_class_embeds is not None:
+        if conditional:
             needed = "the class-conditional unet"
         elif guided:
             needed = "guidance (`classifier_scale` above 0)"
@@ -291,6 +294,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             timesteps=timesteps,
             guidance=guidance if guided else None,
             classifier_scale=scale,
+            unet_inputs={"class_labels": labels} if conditional else {},
         )
 
     def check_output_type(self, output_type: str) -> None:
@@ -307,12 +311,11 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         self,
         inputs: SamplingInputs,
         step: Step,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None,
+        callback_on_step_end: Callback | None,
         callback_on_step_end_tensor_inputs: list[str],
     ) -> torch.Tensor:
         """Runs `step` over the timesteps: x_T (B, C, H, W) -> x_0, float32."""
         latents = inputs.latents
-        unet_labels = inputs.class_labels if self.unet.config.num_class_embeds is not None else None
         self._interrupt = False
         self._num_timesteps = len(inputs.timesteps)
         with self.progress_bar(total=len(inputs.timesteps)) as progress_bar:
@@ -320,7 +323,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
                 if self.interrupt:
                     break
                 timestep = torch.tensor(t, device=latents.device)
-                model_output = self.unet(latents.to(self.unet.dtype), timestep, unet_labels).sample.float()
+                model_output = self.unet(latents.to(self.unet.dtype), timestep, **inputs.unet_inputs).sample.float()
                 gradient = 0.0
                 if inputs.guidance is not None:
                     gradient = inputs.classifier_scale * inputs.guidance(latents, timestep, inputs.class_labels)
@@ -342,17 +345,15 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images)
 
 
-def check_components(unet: UNet2DModel, classifier: NoisyClassifierModel | None) -> None:
-    """Raises `ValueError` where the unet upsamples, or the classifier cannot read its samples or knows other classes."""
-    if unet.config.get("low_res_channels"):
-        raise ValueError(
-            "This unet is an upsampling one, which needs low-resolution images: these pipelines generate from noise alone."
-        )
+def sides(size: int | Sequence[int]) -> tuple[int, ...]:
+    """(height, width) of a size that may be given as one number."""
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
+
+
+def check_classifier(unet: UNet2DModel, classifier: NoisyClassifierModel | None) -> None:
+    """Raises `ValueError` where the classifier, if there is one, cannot read the unet's samples or knows other classes."""
     if classifier is None:
         return
-
-    def sides(size: int | Sequence[int]) -> tuple[int, ...]:
-        return (size, size) if isinstance(size, int) else tuple(size)
 
     facts = [
         ("channels", unet.config.in_channels, classifier.config.in_channels),

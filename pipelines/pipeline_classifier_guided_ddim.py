@@ -1,16 +1,14 @@
 """Classifier-guided DDIM sampling, Algorithm 2 of *Diffusion Models Beat GANs on Image Synthesis*."""
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from diffusers import DDIMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.image_processor import PipelineImageInput
 
-from diffusers_cg.diffusion import GaussianDiffusion, scheduler_for_guided_noise, to_ddim_scheduler
 from diffusers_cg.guidance import Guidance
-from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
+from diffusers_cg.pipelines.classifier_guided import Callback, ClassifierGuidedPipeline
+from diffusers_cg.pipelines.steps import Generators, check_eta, inversion_step, noise_step, scheduler_for_noise_steps
 
 
 class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
@@ -20,11 +18,11 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         "    predictions and keeps variance (DPM-Solver++, UniPC, ...).\n"
     ) + ClassifierGuidedPipeline.__doc__.partition("\n")[2]
 
+    sampler = "ddim"
+
     def convert_scheduler(self, scheduler: SchedulerMixin, unet: UNet2DModel) -> SchedulerMixin:
         """A `DDIMScheduler` of the same noise schedule for a `DDPMScheduler`; any other as it is."""
-        scheduler = to_ddim_scheduler(scheduler)
-        GaussianDiffusion.from_scheduler(scheduler)  # refuses what the arithmetic does not cover
-        return scheduler
+        return scheduler_for_noise_steps(scheduler)
 
     @torch.no_grad()
     def __call__(
@@ -36,11 +34,11 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         guidance: Guidance | None = None,
         eta: float = 0.0,
         batch_size: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' convention, not changed)
     ) -> ImagePipelineOutput | tuple:
         """Draws images.
@@ -57,11 +55,7 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         Raises:
             ValueError, TypeError: if an input is out of range or missing; nothing has been computed by then.
         """
-        is_ddim = isinstance(self.scheduler, DDIMScheduler)
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"`eta` must lie in [0, 1], got {eta}.")
-        if eta > 0 and not is_ddim:
-            raise ValueError(f"`eta` needs a DDIMScheduler, but this pipeline's is a {type(self.scheduler).__name__}.")
+        check_eta(eta, self.scheduler)
         callback_on_step_end_tensor_inputs = self.prepare_callback_tensor_inputs(
             callback_on_step_end, callback_on_step_end_tensor_inputs
         )
@@ -75,21 +69,8 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
             generator=generator,
             latents=latents,
             output_type=output_type,
-            default_num_inference_steps=self.config.ddim_num_inference_steps,
-            default_classifier_scale=self.config.ddim_classifier_scale,
         )
-        diffusion = GaussianDiffusion.from_scheduler(self.scheduler, inputs.timesteps)
-        scheduler = scheduler_for_guided_noise(self.scheduler, diffusion)
-        scheduler_timesteps = dict(zip(inputs.timesteps, scheduler.timesteps))
-        accepted = inspect.signature(scheduler.step).parameters
-        extra = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
-
-        def step(sample, t, model_output, gradient):
-            # the noise follows from the clipped image, and is not clipped again once it is guided
-            _, noise = diffusion.predict_original_and_noise(model_output, sample, t, self.clip_range)
-            noise = noise - diffusion.coefficient("sqrt_one_minus_abar", t, sample) * gradient
-            return scheduler.step(noise, scheduler_timesteps[t], sample, **extra).prev_sample
-
+        step = noise_step(self.scheduler, inputs.timesteps, generator, eta)
         sample = self.denoise(inputs, step, callback_on_step_end, callback_on_step_end_tensor_inputs)
         return self.finish(sample, output_type, return_dict)
 
@@ -120,7 +101,7 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         Raises:
             ValueError, TypeError: if an input is out of range or missing; nothing has been computed by then.
         """
-        sample = self.prepare_image(image)
+        sample = self.prepare_image(image, self.sample_shape)
         inputs = self.prepare_inputs(
             class_labels=class_labels,
             batch_size=len(sample),
@@ -131,21 +112,9 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
             generator=None,
             latents=sample,
             output_type="latent",
-            default_num_inference_steps=self.config.ddim_num_inference_steps,
-            default_classifier_scale=0.0,
         )
-        diffusion = GaussianDiffusion.from_scheduler(self.scheduler, inputs.timesteps)
+        step = inversion_step(self.scheduler, inputs.timesteps)
         inputs.timesteps.reverse()
-
-        def step(sample, t, model_output, gradient):
-            pred_original_sample, noise = diffusion.predict_original_and_noise(
-                model_output, sample, t, self.clip_range
-            )
-            return (
-                diffusion.coefficient("sqrt_abar_next", t, sample) * pred_original_sample
-                + diffusion.coefficient("sqrt_one_minus_abar_next", t, sample) * noise
-            )
-
         latents = self.denoise(inputs, step, None, [])
         self.maybe_free_model_hooks()
         return latents

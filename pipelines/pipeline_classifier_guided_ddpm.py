@@ -1,15 +1,13 @@
 """Classifier-guided ancestral sampling, Algorithm 1 of *Diffusion Models Beat GANs on Image Synthesis*."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from diffusers import DDPMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils.torch_utils import randn_tensor
 
-from diffusers_cg.diffusion import GaussianDiffusion, to_ddpm_scheduler
 from diffusers_cg.guidance import Guidance
-from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
+from diffusers_cg.pipelines.classifier_guided import Callback, ClassifierGuidedPipeline
+from diffusers_cg.pipelines.steps import Generators, ancestral_step, scheduler_for_ancestral_steps
 
 
 class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
@@ -18,17 +16,11 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         + (ClassifierGuidedPipeline.__doc__.partition("\n")[2])
     )
 
+    sampler = "ddpm"
+
     def convert_scheduler(self, scheduler: SchedulerMixin, unet: UNet2DModel) -> DDPMScheduler:
         """A `DDPMScheduler` of the same noise schedule."""
-        GaussianDiffusion.from_scheduler(scheduler)  # refuses what the arithmetic does not cover
-        learned_variance = unet.config.out_channels == 2 * unet.config.in_channels
-        scheduler = to_ddpm_scheduler(scheduler, learned_variance)
-        if scheduler.config.variance_type == "learned_range" and not learned_variance:
-            raise ValueError(
-                f"The scheduler expects a learned variance, but the unet has {unet.config.out_channels} output channels "
-                f"for {unet.config.in_channels} input channels: use variance_type='fixed_small' or 'fixed_large'."
-            )
-        return scheduler
+        return scheduler_for_ancestral_steps(scheduler, unet)
 
     @torch.no_grad()
     def __call__(
@@ -39,11 +31,11 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         classifier_scale: float | Sequence[float] | torch.Tensor | None = None,
         guidance: Guidance | None = None,
         batch_size: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' convention, not changed)
     ) -> ImagePipelineOutput | tuple:
         """Draws images.
@@ -85,18 +77,7 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
             generator=generator,
             latents=latents,
             output_type=output_type,
-            default_num_inference_steps=self.config.ddpm_num_inference_steps,
-            default_classifier_scale=self.config.ddpm_classifier_scale,
         )
-        diffusion = GaussianDiffusion.from_scheduler(self.scheduler, inputs.timesteps)
-
-        def step(sample, t, model_output, gradient):
-            p = diffusion.p_mean_variance(model_output, sample, t, clip_range=self.clip_range)
-            mean = p.mean + p.variance * gradient
-            if t == inputs.timesteps[-1]:
-                return mean
-            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-            return mean + (0.5 * p.log_variance).exp() * noise
-
+        step = ancestral_step(self.scheduler, inputs.timesteps, generator)
         sample = self.denoise(inputs, step, callback_on_step_end, callback_on_step_end_tensor_inputs)
         return self.finish(sample, output_type, return_dict)

@@ -5,13 +5,17 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from reference import CASES, FORWARD, LOSSES, SAMPLERS, reference_classifier, reference_unet
 
-from diffusers_cg import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline, GaussianDiffusion
+from diffusers_cg import (
+    ClassifierGuidedDDIMPipeline,
+    ClassifierGuidedDDPMPipeline,
+    ClassifierGuidedSuperResolutionPipeline,
+    GaussianDiffusion,
+)
 from diffusers_cg.diffusion import LossSecondMomentSampler, prior_term, training_losses, variational_bound_term
 from diffusers_cg.guidance import ClassifierGuidance
 
 
 BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-BASE_SAMPLERS = [name for name in CASES["samplers"] if not name.startswith("superres")]
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -43,25 +47,34 @@ def test_classifier_and_its_gradient(pool):
     assert relative_error(gradient, FORWARD[f"classifier.{pool}.gradient"]) <= 1e-5
 
 
-@pytest.mark.parametrize("name", BASE_SAMPLERS)
-def test_sampler_at_every_step(name):
-    case = CASES["samplers"][name]
-    schedule = {
-        "beta_schedule": BETA_SCHEDULES[case["noise_schedule"]],
-        "clip_sample": case["clip_denoised"],
-    }
+def reference_pipeline(name: str, case: dict):
+    """The pipeline of a sampler run, and what its call takes beside the common arguments."""
+    classifier = reference_classifier("attention")
+    schedule = {"beta_schedule": BETA_SCHEDULES[case["noise_schedule"]], "clip_sample": case["clip_denoised"]}
+    variance_type = "learned_range" if case["learned_range"] else "fixed_large"
+    ddpm_scheduler = DDPMScheduler(variance_type=variance_type, timestep_spacing="linspace", **schedule)
+    if name.startswith("superres"):
+        low_res = SAMPLERS[f"{name}.low_res"]
+        pipe = ClassifierGuidedSuperResolutionPipeline(
+            reference_unet("fixed_heads"), ddpm_scheduler, classifier, low_res_size=low_res.shape[-1]
+        )
+        pipe.prepare_image = lambda image, shape: image  # the reference's is noise, beyond the [-1, 1] of an image
+        return pipe, {"image": low_res}
+
     if not case["class_conditional"]:
         unet = reference_unet("unconditional_dropout")
     else:
         unet = reference_unet("new_order_heads_by_width" if case["learned_range"] else "fixed_variance")
-    classifier = reference_classifier("attention")
     if case["sampler"] == "ddpm":
-        variance_type = "learned_range" if case["learned_range"] else "fixed_large"
-        scheduler = DDPMScheduler(variance_type=variance_type, timestep_spacing="linspace", **schedule)
-        pipe, options = ClassifierGuidedDDPMPipeline(unet, scheduler, classifier), {}
-    else:
-        scheduler = DDIMScheduler(timestep_spacing="leading", **schedule)
-        pipe, options = ClassifierGuidedDDIMPipeline(unet, scheduler, classifier), {"eta": case["eta"]}
+        return ClassifierGuidedDDPMPipeline(unet, ddpm_scheduler, classifier), {}
+    scheduler = DDIMScheduler(timestep_spacing="leading", **schedule)
+    return ClassifierGuidedDDIMPipeline(unet, scheduler, classifier), {"eta": case["eta"]}
+
+
+@pytest.mark.parametrize("name", CASES["samplers"])
+def test_sampler_at_every_step(name):
+    case = CASES["samplers"][name]
+    pipe, options = reference_pipeline(name, case)
     pipe.set_progress_bar_config(disable=True)
     evenly_spaced = "," not in case["timestep_respacing"]
     steps = {"num_inference_steps": len(case["timesteps"])} if evenly_spaced else {"timesteps": case["timesteps"]}

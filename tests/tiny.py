@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.models.attention_processor import Attention
@@ -45,23 +46,29 @@ def classifier(**changed) -> NoisyClassifierModel:
     return with_weights(fresh_classifier(**changed))
 
 
-def pipeline(pipeline_class, *, conditional=False, scheduler=None, with_classifier=True, **changed):
-    """Learned variance, `NUM_CLASSES` classes; `changed` goes to unet and classifier."""
+def pipeline(pipeline_class, *, conditional=False, scheduler=None, with_classifier=True, low_res_size=None, **changed):
+    """Learned variance, `NUM_CLASSES` classes, upsampling if `low_res_size` is given; the rest for unet and classifier."""
+    of_unet = {} if low_res_size is None else {"low_res_channels": changed.get("in_channels", TRUNK["in_channels"])}
     pipe = pipeline_class(
-        unet=unet(num_class_embeds=NUM_CLASSES if conditional else None, **changed),
+        unet=unet(num_class_embeds=NUM_CLASSES if conditional else None, **of_unet, **changed),
         scheduler=scheduler or DDPMScheduler(variance_type="learned_range", timestep_spacing="linspace"),
         classifier=classifier(**{name: value for name, value in changed.items() if name != "out_channels"})
         if with_classifier
         else None,
+        **({} if low_res_size is None else {"low_res_size": low_res_size}),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
+def seeded(seed=0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def images(batch_size=2, channels=3, size=8, seed=0) -> torch.Tensor:
     """Standard normal (batch_size, channels, *size)."""
     sides = (size, size) if isinstance(size, int) else size
-    return torch.randn(batch_size, channels, *sides, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(batch_size, channels, *sides, generator=seeded(seed))
 
 
 def attention_calls(model, sample) -> Counter:
@@ -89,3 +96,16 @@ def parameter_gradients(model, output) -> dict[str, torch.Tensor]:
     model.zero_grad()
     output.square().sum().backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def check_refused(pipe, call, error, said) -> None:
+    """One sentence from ours, no network has run, and no noise has been drawn."""
+    generator = seeded()
+    before = generator.get_state()
+    passes = [count_forward_passes(network) for network in (pipe.unet, pipe.classifier) if network is not None]
+    with pytest.raises(error, match=said) as refused:
+        pipe(**{"generator": generator, **call})
+    assert not any(passes)
+    assert torch.equal(generator.get_state(), before)
+    message = str(refused.value)
+    assert message.endswith(".") and "\n" not in message

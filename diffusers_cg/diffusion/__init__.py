@@ -1,5 +1,6 @@
 """Diffusion arithmetic, in one place."""
 
+from diffusers_cg.diffusion.conditioning_augmentation import augment_low_res, gaussian_blur
 from diffusers_cg.diffusion.gaussian_diffusion import Gaussian, GaussianDiffusion, ReverseStep, split_model_output
 from diffusers_cg.diffusion.losses import TrainingLosses, prior_term, training_losses, variational_bound_term
 from diffusers_cg.diffusion.schedulers import (
@@ -17,6 +18,8 @@ __all__ = [
     "LossSecondMomentSampler",
     "ReverseStep",
     "TrainingLosses",
+    "augment_low_res",
+    "gaussian_blur",
     "prior_term",
     "resolve_timesteps",
     "scheduler_for_guided_noise",

@@ -18,6 +18,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from processes import run_function
+from tiny import seeded
 
 from diffusers_cg import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline, GaussianDiffusion
 
@@ -25,10 +26,6 @@ from diffusers_cg import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipel
 DDPM, DDIM = ClassifierGuidedDDPMPipeline, ClassifierGuidedDDIMPipeline
 BOTH = pytest.mark.parametrize("kind", [DDPM, DDIM], ids=["ddpm", "ddim"])
 STEPS = 3
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def draw(pipe, class_labels=(0, 3), *, seed=0, **options):
@@ -486,6 +483,10 @@ def test_folder_without_a_classifier(tmp_path, kind):
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
+def check_refused(pipe, changed, error, said):
+    tiny.check_refused(pipe, {"class_labels": [0, 3], **changed}, error, said)
+
+
 REFUSED = {
     "label out of range": ({"class_labels": [0, 5]}, ValueError, r"`class_labels` must lie in 0\.\.4, got \[0, 5\]"),
     "negative label": ({"class_labels": -1}, ValueError, r"`class_labels` must lie in 0\.\.4"),
@@ -504,7 +505,7 @@ REFUSED = {
     ),
     "no labels": ({"class_labels": []}, (ValueError, TypeError), "`class_labels` must be"),
     "missing labels": ({"class_labels": None}, ValueError, r"`class_labels` are missing: guidance \(.*\) needs one"),
-    "other number of labels": ({"batch_size": 3}, ValueError, "holds 2 labels for a `batch_size` of 3"),
+    "other number of labels": ({"batch_size": 3}, ValueError, "holds 2 labels for a batch of 3"),
     "no images": ({"class_labels": 0, "batch_size": 0}, ValueError, "`batch_size` must be a positive whole number"),
     "fractional batch": ({"class_labels": 0, "batch_size": 1.5}, ValueError, "`batch_size` must be a positive whole"),
     "no steps": ({"num_inference_steps": 0}, ValueError, "`num_inference_steps` must be between 1 and 1000.*got 0"),
@@ -550,19 +551,6 @@ REFUSED = {
         r"`callback_on_step_end_tensor_inputs` must be among \['latents'\], got \['noise'\]",
     ),
 }
-
-
-def check_refused(pipe, changed, error, said):
-    """One sentence from ours, no network has run, and no noise has been drawn."""
-    generator = seeded()
-    before = generator.get_state()
-    passes = [tiny.count_forward_passes(network) for network in (pipe.unet, pipe.classifier) if network is not None]
-    with pytest.raises(error, match=said) as refused:
-        pipe(**{"class_labels": [0, 3], "generator": generator, **changed})
-    assert not any(passes)
-    assert torch.equal(generator.get_state(), before)
-    message = str(refused.value)
-    assert message.endswith(".") and "\n" not in message
 
 
 @BOTH

@@ -1,0 +1,72 @@
+"""Images as a user has them, as tensors."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from diffusers.image_processor import PipelineImageInput
+from PIL import Image
+
+
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def images_to_tensor(image: PipelineImageInput, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Images of any kind that diffusers takes as (B, C, H, W) in [-1, 1], float32.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): Images of 8 bits; arrays (B, H, W, C)
+            or (H, W, C), and tensors (B, C, H, W) or (C, H, W), floating point in [0, 1].
+        shape (`tuple[int, int, int]`): (C, H, W) that they must have.
+
+    Raises:
+        TypeError: if they are not images, or not floating point.
+        ValueError: if there are none, their channels or size differ from `shape`, or values are not in [0, 1].
+    """
+    images = image if isinstance(image, list | tuple) else [image]
+    if not images:
+        raise ValueError("`image` is an empty list: pass at least one image.")
+    parts = [_to_tensor(one, shape) for one in images]
+    for part in parts:
+        if tuple(part.shape[1:]) != shape:
+            raise ValueError(
+                f"`image` must be of shape {shape} (channels, height, width) each, got {tuple(part.shape[1:])}."
+            )
+    sample = torch.cat(parts)
+    if len(sample) == 0:
+        raise ValueError("`image` is an empty batch: pass at least one image.")
+    if not bool(((sample >= 0) & (sample <= 1)).all()):
+        raise ValueError("`image` holds values that are not in [0, 1].")
+    return 2 * sample - 1
+
+
+def _to_tensor(image: Image.Image | np.ndarray | torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """One image or a batch of them as (B, C, H, W) float32, values as given."""
+    if isinstance(image, Image.Image):
+        mode = PIL_MODES.get(shape[0])
+        if image.mode != mode:
+            raise ValueError(
+                f"`image` is a PIL image in mode {image.mode}, but the model's images have {shape[0]} channels: pass "
+                + (f'image.convert("{mode}").' if mode else "an array or a tensor.")
+            )
+        image = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1) / 255
+    if isinstance(image, np.ndarray):
+        tensor = torch.from_numpy(np.ascontiguousarray(image)) if image.dtype.kind in "fiub" else None
+    else:
+        tensor = image if isinstance(image, torch.Tensor) else None
+    if tensor is None:
+        raise TypeError(f"`image` must be PIL images, arrays or tensors, got {_kind(image)}.")
+    if not tensor.is_floating_point():
+        raise TypeError(f"`image` must be floating point in [0, 1], got {tensor.dtype}: divide 8-bit values by 255.")
+    if tensor.ndim not in (3, 4):
+        raise ValueError(
+            f"`image` must be one image or a batch, of 3 or 4 dimensions, got shape {tuple(tensor.shape)}."
+        )
+    if isinstance(image, np.ndarray):
+        tensor = tensor.movedim(-1, -3)
+    # channels last in memory, networks would round otherwise
+    return (tensor if tensor.ndim == 4 else tensor[None]).float().contiguous()
+
+
+def _kind(value: object) -> str:
+    return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__

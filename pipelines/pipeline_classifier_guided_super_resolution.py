@@ -1,0 +1,189 @@
+"""Classifier-guided upsampling, the second half of the stacks of *Diffusion Models Beat GANs on Image Synthesis*."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from diffusers import DDPMScheduler, ImagePipelineOutput, SchedulerMixin
+from diffusers.image_processor import PipelineImageInput
+from diffusers.utils.torch_utils import randn_tensor
+
+from diffusers_cg.diffusion import augment_low_res
+from diffusers_cg.guidance import Guidance
+from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
+from diffusers_cg.pipelines.classifier_guided import Callback, ClassifierGuidedPipeline, sides
+from diffusers_cg.pipelines.steps import (
+    Generators,
+    Step,
+    ancestral_step,
+    check_eta,
+    noise_step,
+    scheduler_for_ancestral_steps,
+    scheduler_for_noise_steps,
+)
+
+
+class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
+    r"""Draws images at a high resolution that look like given ones at a low resolution, guided by a classifier.
+
+    Where the low-resolution images were themselves drawn with guidance, this is the paper's stack, guided at both
+    stages: `low = base(class_labels=y).images`, then `upsampler(image=low, class_labels=y).images`.
+
+    A `DDPMScheduler` is stepped as [`ClassifierGuidedDDPMPipeline`] does, any other scheduler as
+    [`ClassifierGuidedDDIMPipeline`] does; steps and scale default to those saved for its kind.
+
+    Args:
+        unet ([`ADMUNet2DModel`]): An upsampling one (`low_res_channels` above 0), class-conditional or not.
+        scheduler (`SchedulerMixin`): Noise schedule and kind of steps.
+        classifier ([`NoisyClassifierModel`], *optional*): Of noisy images at the high resolution; without it only
+            `classifier_scale=0` is possible.
+        low_res_size (`int` or `tuple[int, int]`): Height and width of the low-resolution images that the unet was
+            trained on.
+        ddpm_num_inference_steps, ddim_num_inference_steps (`int`): Steps where a call names none.
+        ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.
+
+    Raises:
+        ValueError: if the unet is not an upsampling one, `low_res_size` is missing or larger than the unet's images, or the
+            the image size or the number of classes of unet and classifier differ.
+    """
+
+    def __init__(
+        self,
+        unet: ADMUNet2DModel,
+        scheduler: SchedulerMixin,
+        classifier: NoisyClassifierModel | None = None,
+        low_res_size: int | Sequence[int] | None = None,  # a default, or diffusers takes it for a component
+        ddpm_num_inference_steps: int = 250,
+        ddpm_classifier_scale: float = 1.0,
+        ddim_num_inference_steps: int = 25,
+        ddim_classifier_scale: float = 1.0,
+    ):
+        super().__init__(
+            unet,
+            scheduler,
+            classifier,
+            ddpm_num_inference_steps=ddpm_num_inference_steps,
+            ddpm_classifier_scale=ddpm_classifier_scale,
+            ddim_num_inference_steps=ddim_num_inference_steps,
+            ddim_classifier_scale=ddim_classifier_scale,
+        )
+        check_low_res_size(low_res_size, unet.config.sample_size)
+        self.register_to_config(low_res_size=low_res_size)
+
+    def check_unet(self, unet: ADMUNet2DModel) -> None:
+        """Raises `ValueError` unless the unet is an upsampling one."""
+        if not unet.config.get("low_res_channels"):
+            raise ValueError(
+                "This unet generates from noise alone, but this pipeline upsamples: use ClassifierGuidedDDPMPipeline or "
+                "ClassifierGuidedDDIMPipeline, or a unet with `low_res_channels`."
+            )
+
+    def convert_scheduler(self, scheduler: SchedulerMixin, unet: ADMUNet2DModel) -> SchedulerMixin:
+        """`scheduler` itself; refused where the steps of its kind cannot be taken."""
+        if isinstance(scheduler, DDPMScheduler):
+            return scheduler_for_ancestral_steps(scheduler, unet)
+        return scheduler_for_noise_steps(scheduler)
+
+    @property
+    def sampler(self) -> Literal["ddpm", "ddim"]:
+        """Whose steps a call takes, and whose saved defaults: those of a `DDPMScheduler`, or those on guided noise."""
+        return "ddpm" if isinstance(self.scheduler, DDPMScheduler) else "ddim"
+
+    @property
+    def low_res_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of the low-resolution images."""
+        return self.unet.config.low_res_channels, *sides(self.config.low_res_size)
+
+    def make_step(self, timesteps: Sequence[int], generator: Generators, eta: float) -> Step:
+        """One step of the scheduler's kind."""
+        if self.sampler == "ddpm":
+            return ancestral_step(self.scheduler, timesteps, generator)
+        return noise_step(self.scheduler, timesteps, generator, eta)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: PipelineImageInput,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        classifier_scale: float | Sequence[float] | torch.Tensor | None = None,
+        guidance: Guidance | None = None,
+        eta: float = 0.0,
+        low_res_noise: float = 0.0,
+        low_res_blur: float = 0.0,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' convention, not changed)
+    ) -> ImagePipelineOutput | tuple:
+        """Draws one image at the high resolution for each low-resolution one.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): One low-resolution image or any
+                number B of them, of the saved `low_res_size` and the unet's `low_res_channels`; arrays (B, h, w, C) and
+                tensors (B, C, h, w) floating point in [0, 1].
+            class_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): One for all images or one per image.
+                May be None for an unconditional unet without guidance.
+            eta (`float`): Noise added at each step, from 0 to 1, for a `DDIMScheduler` only.
+            low_res_noise (`float`): Standard deviation of noise to add to `image` (as if it spanned [-1, 1]), for an
+                upsampler trained with `--low_res_noise` of at least as much: hides faults of generated images.
+            low_res_blur (`float`): Standard deviation of a blur of `image` in its pixels, likewise.
+            num_inference_steps, timesteps, classifier_scale, guidance, generator, latents, output_type, return_dict,
+                callback_on_step_end, callback_on_step_end_tensor_inputs: as in
+                [`ClassifierGuidedDDPMPipeline.__call__`], at the high resolution.
+
+        Returns:
+            `ImagePipelineOutput` or `tuple`: `.images`.
+
+        Raises:
+            ValueError, TypeError: if an input is out of range or missing; nothing has been computed by then.
+        """
+        check_eta(eta, self.scheduler)
+        check_level("low_res_noise", low_res_noise)
+        check_level("low_res_blur", low_res_blur)
+        callback_on_step_end_tensor_inputs = self.prepare_callback_tensor_inputs(
+            callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
+        low_res = self.prepare_image(image, self.low_res_shape)
+        inputs = self.prepare_inputs(
+            class_labels=class_labels,
+            batch_size=len(low_res),
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            classifier_scale=classifier_scale,
+            guidance=guidance,
+            generator=generator,
+            latents=latents,
+            output_type=output_type,
+        )
+        noise = None
+        if low_res_noise:
+            noise = randn_tensor(low_res.shape, generator=generator, device=low_res.device, dtype=low_res.dtype)
+        inputs.unet_inputs["low_res"] = augment_low_res(low_res, low_res_noise, low_res_blur, noise)
+
+        step = self.make_step(inputs.timesteps, generator, eta)
+        sample = self.denoise(inputs, step, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        return self.finish(sample, output_type, return_dict)
+
+
+def check_low_res_size(low_res_size: int | Sequence[int] | None, sample_size: int | Sequence[int]) -> None:
+    """Raises `ValueError` unless `low_res_size` is the size of an image no larger than `sample_size`."""
+    if low_res_size is None:
+        raise ValueError(
+            "`low_res_size` is missing: pass height and width of the low-resolution images that the unet was trained on."
+        )
+    low, high = sides(low_res_size), sides(sample_size)
+    if len(low) != 2 or not all(isinstance(a, int) and 1 <= a <= b for a, b in zip(low, high)):
+        raise ValueError(
+            f"`low_res_size` must be one side or two, up to those of the unet {high}, got {low_res_size}."
+        )
+
+
+def check_level(name: str, level: float) -> None:
+    """Raises `ValueError` unless the level of an augmentation is a finite number of at least 0."""
+    if isinstance(level, bool) or not isinstance(level, int | float) or not (level >= 0 and math.isfinite(level)):
+        raise ValueError(f"`{name}` must be a finite number of at least 0 (off), got {level!r}.")
