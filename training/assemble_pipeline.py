@@ -2,7 +2,8 @@
 
     python training/assemble_pipeline.py --unet my-unet --classifier my-classifier --output_dir my-pipeline
 
-`ClassifierGuidedDDPMPipeline` and `ClassifierGuidedDDIMPipeline` both load that folder.
+`ClassifierGuidedDDPMPipeline` and `ClassifierGuidedDDIMPipeline` both load that folder. Of an upsampling unet (one trained
+with `--low_res_size`) and a classifier at its high resolution it becomes a `ClassifierGuidedSuperResolutionPipeline`.
 """
 
 import argparse
@@ -11,7 +12,12 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler
 
-from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDPMPipeline, NoisyClassifierModel
+from diffusers_cg import (
+    ADMUNet2DModel,
+    ClassifierGuidedDDPMPipeline,
+    ClassifierGuidedSuperResolutionPipeline,
+    NoisyClassifierModel,
+)
 from diffusers_cg.errors import UserError, command, user_errors
 from diffusers_cg.files import atomic_directory
 
@@ -54,7 +60,11 @@ def main(args: argparse.Namespace) -> None:
     with user_errors():
         unet = ADMUNet2DModel.from_pretrained(args.unet, subfolder="unet").to(dtype)
         classifier = NoisyClassifierModel.from_pretrained(args.classifier).to(dtype)
-        pipe = ClassifierGuidedDDPMPipeline(
+        pipeline_class, facts = ClassifierGuidedDDPMPipeline, {}
+        if unet.config.low_res_channels:
+            pipeline_class = ClassifierGuidedSuperResolutionPipeline
+            facts["low_res_size"] = pipeline_class.load_config(args.unet).get("low_res_size")
+        pipe = pipeline_class(
             unet,
             DDPMScheduler.from_pretrained(args.unet, subfolder="scheduler"),
             classifier,
@@ -62,6 +72,7 @@ def main(args: argparse.Namespace) -> None:
             ddpm_classifier_scale=args.ddpm_classifier_scale,
             ddim_num_inference_steps=args.ddim_num_inference_steps,
             ddim_classifier_scale=args.ddim_classifier_scale,
+            **facts,
         )
     with atomic_directory(args.output_dir, replaces="model_index.json") as directory:
         pipe.save_pretrained(directory)

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 
+from diffusers_cg.diffusion import augment_low_res
 from diffusers_cg.errors import UserError
 from diffusers_cg.extras import import_extra
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # what PIL's decoders raise on damaged files
 DECODING_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+LOW_RES_STREAM = 1  # of a draw's random numbers, beside the one of its timestep and noise
 
 
 def load_image_folder(data_dir: str | Path, skip_bad_images: bool = False, verify: bool = True) -> "Dataset":
@@ -123,6 +125,22 @@ def resize_and_crop(image: Image.Image, resolution: int, center_crop: bool, rng:
     return image.crop((left, top, left + resolution, top + resolution))
 
 
+def downscale(image: Image.Image, side: int) -> Image.Image:
+    """The low-resolution version of a square image, in 8 bits as a user would have it.
+
+    Every pixel is the mean of those that it covers (box filter) where `side` divides the image's, as for the paper's
+    upsamplers; otherwise the filter is PIL's bicubic one, widened so that nothing aliases.
+    """
+    resample = Image.Resampling.BICUBIC if image.width % side else Image.Resampling.BOX
+    return image.resize((side, side), resample)
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """An image of 8 bits as (C, H, W) float32 in [-1, 1]."""
+    pixels = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1)
+    return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1)
+
+
 @dataclass
 class TrainingImages(torch.utils.data.Dataset):
     """Images of a folder, preprocessed. An item is asked for by (index, draw): see [`EndlessSampler`].
@@ -136,6 +154,7 @@ class TrainingImages(torch.utils.data.Dataset):
         center_crop (`bool`): Cut out the middle, or else a random part.
         random_flip (`bool`): Mirror every other image, left to right.
         seed (`int`): Seed of the augmentation.
+        low_res_size (`int`, *optional*): Side of the low-resolution versions that an upsampler is trained on.
     """
 
     dataset: "Dataset"
@@ -144,12 +163,15 @@ class TrainingImages(torch.utils.data.Dataset):
     center_crop: bool = True
     random_flip: bool = False
     seed: int = 0
+    low_res_size: int | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
         """`clean_images` (C, H, W) float32 in [-1, 1], `class_labels` and `draws` int.
+
+        With `low_res_size` also `low_res_images` (C, h, w) float32 in [-1, 1]: the same pictures, by [`downscale`].
 
         Raises:
             UserError: if the file cannot be read as an image.
@@ -165,12 +187,10 @@ class TrainingImages(torch.utils.data.Dataset):
         image = resize_and_crop(image, self.resolution, self.center_crop, rng)
         if self.random_flip and rng.random() < 0.5:
             image = ImageOps.mirror(image)
-        pixels = np.asarray(image, dtype=np.float32).reshape(self.resolution, self.resolution, self.channels)
-        return {
-            "clean_images": torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1),
-            "class_labels": row["label"],
-            "draws": draw,
-        }
+        item = {"clean_images": to_tensor(image), "class_labels": row["label"], "draws": draw}
+        if self.low_res_size is not None:
+            item["low_res_images"] = to_tensor(downscale(image, self.low_res_size))
+        return item
 
 
 class EndlessSampler(Sampler[tuple[int, int]]):
@@ -203,14 +223,38 @@ def training_loader(images: TrainingImages, batch_size: int, first_draw: int, nu
     )
 
 
+def draw_generators(draws: Sequence[int] | torch.Tensor, seed: int, *stream: int) -> Iterator[torch.Generator]:
+    """A generator per draw, from its own seed; another `stream` of it is independent."""
+    for draw in draws.tolist() if isinstance(draws, torch.Tensor) else draws:
+        state = np.random.SeedSequence([seed, draw, *stream]).generate_state(1, np.uint64)[0]
+        yield torch.Generator().manual_seed(int(state))
+
+
 def draw_timesteps_and_noise(
     draws: Sequence[int] | torch.Tensor, like: torch.Tensor, num_train_timesteps: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Uniform timesteps (B,) int64 and standard normal noise of the shape of `like`, each from its draw's own seed."""
     timesteps, noise = [], []
-    for draw in draws.tolist() if isinstance(draws, torch.Tensor) else draws:
-        state = np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(state))
+    for generator in draw_generators(draws, seed):
         timesteps.append(torch.randint(num_train_timesteps, (), generator=generator))
         noise.append(torch.randn(like.shape[1:], generator=generator))
     return torch.stack(timesteps).to(like.device), torch.stack(noise).to(like.device)
+
+
+def draw_low_res_augmentation(
+    draws: Sequence[int] | torch.Tensor, low_res: torch.Tensor, max_noise: float, max_blur: float, seed: int
+) -> torch.Tensor:
+    """Low-resolution images (B, C, h, w), made worse by [`augment_low_res`] at levels from each draw's own seed.
+
+    Levels are uniform up to `max_noise` and `max_blur`, one of each per image; with both at 0 nothing changes.
+    """
+    if max_noise == max_blur == 0:
+        return low_res
+    levels, noise = [], []
+    for generator in draw_generators(draws, seed, LOW_RES_STREAM):
+        levels.append(torch.rand(2, generator=generator))
+        noise.append(torch.randn(low_res.shape[1:], generator=generator))
+    noise_level, blur_level = torch.stack(levels, dim=1).to(low_res.device)
+    return augment_low_res(
+        low_res, max_noise * noise_level, max_blur * blur_level, torch.stack(noise).to(low_res.device)
+    )

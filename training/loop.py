@@ -159,6 +159,7 @@ class TrainingLoop:
             "num_images": len(self.images),
             "seed": self.args.seed,
             "use_ema": self.args.use_ema,
+            "low_res_size": self.images.low_res_size,
             "model_config": self.model_config,
         }
         if self.accelerator.is_main_process:
@@ -199,6 +200,7 @@ class TrainingLoop:
             ("num_images", len(self.images)),
             ("seed", self.args.seed),
             ("use_ema", self.args.use_ema),
+            ("low_res_size", self.images.low_res_size),
         ):
             if state.get(name, now) != now:
                 raise UserError(

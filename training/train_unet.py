@@ -5,17 +5,32 @@
 The output folder then holds checkpoints, sample grids in `samples/`, and the result, a pipeline without a classifier:
 
     unet, scheduler, model_index.json
+
+With `--low_res_size 16` the unet learns to upsample instead, from images that the script scales down to 16x16: by box
+filter (each pixel the mean of those that it covers) where 16 divides the resolution, else bicubic. The result is then a
+`ClassifierGuidedSuperResolutionPipeline`, and the grids show low-resolution, upsampled and real training images.
 """
 
 import argparse
+import math
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, DiffusionPipeline
+from PIL import Image
 
-from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDIMPipeline, GaussianDiffusion, NoisyClassifierModel
-from diffusers_cg.diffusion import training_losses
-from diffusers_cg.errors import command, user_errors
+from diffusers_cg import (
+    ADMUNet2DModel,
+    ClassifierGuidedDDIMPipeline,
+    ClassifierGuidedSuperResolutionPipeline,
+    GaussianDiffusion,
+    NoisyClassifierModel,
+)
+from diffusers_cg.diffusion import to_ddim_scheduler, training_losses
+from diffusers_cg.errors import UserError, command, user_errors
 from diffusers_cg.image_grid import image_grid
 from diffusers_cg.training.arguments import (
     add_data_arguments,
@@ -24,12 +39,18 @@ from diffusers_cg.training.arguments import (
     check_training_arguments,
     trunk_arguments,
 )
-from diffusers_cg.training.data import TrainingImages, draw_timesteps_and_noise, load_image_folder
+from diffusers_cg.training.data import (
+    TrainingImages,
+    draw_low_res_augmentation,
+    draw_timesteps_and_noise,
+    load_image_folder,
+)
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 
 
 GRID_CLASSES = 10
 GRID_COLUMNS = 8
+UPSAMPLING_GRID_IMAGES = 3  # per class, each in three versions
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,6 +72,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="Learned-range variance and the hybrid loss, or a fixed variance and L_simple.",
     )
     group.add_argument("--lambda_vlb", type=float, default=0.001, help="Weight of the variational bound.")
+    group = parser.add_argument_group("upsampling")
+    group.add_argument(
+        "--low_res_size", type=int, help="Learn to upsample from images of this side, instead of from noise alone."
+    )
+    group.add_argument(
+        "--low_res_noise",
+        type=float,
+        default=0.0,
+        metavar="MAX",
+        help="Noise on the low-resolution images: standard deviation drawn from 0 to this, where images span [-1, 1].",
+    )
+    group.add_argument(
+        "--low_res_blur",
+        type=float,
+        default=0.0,
+        metavar="MAX",
+        help="Gaussian blur of the low-resolution images: standard deviation drawn from 0 to this, in their pixels.",
+    )
     group = parser.add_argument_group("sample grids")
     group.add_argument("--ddpm_num_inference_steps", type=int, default=25, help="DDIM steps of the sample grids.")
     group.add_argument("--classifier", help="Trained classifier that guides the sample grids.")
@@ -58,16 +97,80 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def check_upsampling_arguments(args: argparse.Namespace) -> None:
+    """Raises `UserError` where the numbers of an upsampler cannot be meant."""
+    for name in ("low_res_noise", "low_res_blur"):
+        level = getattr(args, name)
+        if not (level >= 0 and math.isfinite(level)):
+            raise UserError(f"--{name} must be at least 0, got {level}.")
+        if level > 0 and args.low_res_size is None:
+            raise UserError(f"--{name} is for upsamplers: pass --low_res_size, too.")
+    if args.low_res_size is not None and not 1 <= args.low_res_size <= args.resolution:
+        raise UserError(f"--low_res_size must lie in 1..{args.resolution} (--resolution), got {args.low_res_size}.")
+
+
+def grid_images(
+    args: argparse.Namespace, pipe: DiffusionPipeline, labels: Sequence[int], low_res: torch.Tensor | None = None
+) -> list[Image.Image]:
+    """An image per label, as the flags for grids say, from the low-resolution ones (B, C, h, w) in [0, 1] if any."""
+    takes_labels = args.class_conditional or pipe.classifier is not None
+    generator = torch.Generator().manual_seed(args.seed)
+    images = []
+    for first in range(0, len(labels), args.eval_batch_size):
+        part = slice(first, first + args.eval_batch_size)
+        images += pipe(
+            class_labels=labels[part] if takes_labels else None,
+            num_inference_steps=min(args.ddpm_num_inference_steps, args.ddpm_num_steps),
+            classifier_scale=args.classifier_scale if pipe.classifier is not None else 0.0,
+            generator=generator,
+            **({"batch_size": len(labels[part])} if low_res is None else {"image": low_res[part]}),
+        ).images
+    return images
+
+
+def sample_rows(
+    args: argparse.Namespace, pipe: DiffusionPipeline, class_names: Sequence[str]
+) -> list[list[Image.Image]]:
+    """Rows of images, a class each."""
+    labels = [row for row in range(len(class_names))[:GRID_CLASSES] for _ in range(GRID_COLUMNS)]
+    images = grid_images(args, pipe, labels)
+    return [images[first : first + GRID_COLUMNS] for first in range(0, len(images), GRID_COLUMNS)]
+
+
+def upsampling_rows(
+    args: argparse.Namespace, pipe: DiffusionPipeline, images: TrainingImages
+) -> list[list[Image.Image]]:
+    """Rows of low-resolution, upsampled and real images, three by three, a class each."""
+    labels = np.asarray(images.dataset["label"])
+    num_rows = min(GRID_CLASSES, labels.max() + 1)
+    rows = [np.flatnonzero(labels == label)[:UPSAMPLING_GRID_IMAGES].tolist() for label in range(num_rows)]
+    items = [images[index] for row in rows for index in row]
+    low_res, real = (torch.stack([item[name] for item in items]) for name in ("low_res_images", "clean_images"))
+    upsampled = grid_images(args, pipe, [item["class_labels"] for item in items], low_res / 2 + 0.5)
+    low_res, real = (pipe.image_processor.postprocess(versions) for versions in (low_res, real))
+    triples = zip(low_res, upsampled, real)
+    return [[version for triple in islice(triples, len(row)) for version in triple] for row in rows]
+
+
 @command
 def main(args: argparse.Namespace) -> None:
     check_training_arguments(args)
+    check_upsampling_arguments(args)
     dataset = load_image_folder(args.train_data_dir, args.skip_bad_images, args.verify_images)
     class_names = dataset.features["label"].names
     accelerator = make_accelerator(args)
+    upsamples = args.low_res_size is not None
+
+    def make_pipeline(unet, scheduler, classifier=None):
+        if upsamples:
+            return ClassifierGuidedSuperResolutionPipeline(unet, scheduler, classifier, low_res_size=args.low_res_size)
+        return ClassifierGuidedDDIMPipeline(unet, scheduler, classifier)
+
     with user_errors():
         unet = ADMUNet2DModel(
             out_channels=args.channels * (2 if args.learn_variance else 1),
             num_class_embeds=len(class_names) if args.class_conditional else None,
+            low_res_channels=args.channels if upsamples else 0,
             **trunk_arguments(args),
         )
         scheduler = DDPMScheduler(
@@ -77,38 +180,36 @@ def main(args: argparse.Namespace) -> None:
             timestep_spacing="linspace",
         )
         classifier = None if args.classifier is None else NoisyClassifierModel.from_pretrained(args.classifier)
-        ClassifierGuidedDDIMPipeline(unet, scheduler, classifier)  # says at once if the two do not fit
+        make_pipeline(unet, scheduler, classifier)  # says at once if the two do not fit
     diffusion = GaussianDiffusion.from_scheduler(scheduler)
 
     def loss_function(model, batch):
-        clean_images = batch["clean_images"]
-        timesteps, noise = draw_timesteps_and_noise(batch["draws"], clean_images, args.ddpm_num_steps, args.seed)
+        clean_images, draws = batch["clean_images"], batch["draws"]
+        timesteps, noise = draw_timesteps_and_noise(draws, clean_images, args.ddpm_num_steps, args.seed)
         sample = diffusion.q_sample(clean_images, noise, timesteps)
-        class_labels = batch["class_labels"] if args.class_conditional else None
-        model_output = model(sample, timesteps, class_labels).sample
+        unet_inputs = {"class_labels": batch["class_labels"]} if args.class_conditional else {}
+        if upsamples:
+            unet_inputs["low_res"] = draw_low_res_augmentation(
+                draws, batch["low_res_images"], args.low_res_noise, args.low_res_blur, args.seed
+            )
+        model_output = model(sample, timesteps, **unet_inputs).sample
         losses = training_losses(diffusion, model_output, clean_images, noise, sample, timesteps, args.lambda_vlb)
         values = {"mse": losses.mse} if losses.vb is None else {"mse": losses.mse, "vb": losses.vb}
         return losses.loss, values
 
     def evaluate(model, step):
-        pipe = ClassifierGuidedDDIMPipeline(model, scheduler, classifier)
+        pipe = make_pipeline(model, to_ddim_scheduler(scheduler), classifier)
         pipe.set_progress_bar_config(disable=True)
-        rows = list(range(len(class_names)))[:GRID_CLASSES]
-        labels = [row for row in rows for _ in range(GRID_COLUMNS)]
-        images = []
-        generator = torch.Generator().manual_seed(args.seed)
-        for first in range(0, len(labels), args.eval_batch_size):
-            part = labels[first : first + args.eval_batch_size]
-            images += pipe(
-                class_labels=part if args.class_conditional or classifier is not None else None,
-                batch_size=len(part),
-                num_inference_steps=min(args.ddpm_num_inference_steps, args.ddpm_num_steps),
-                classifier_scale=args.classifier_scale if classifier is not None else 0.0,
-                generator=generator,
-            ).images
+        if upsamples:
+            rows = upsampling_rows(args, pipe, TrainingImages(dataset, center_crop=True, **image_format))
+            column_labels = ["low", "upsampled", "real"] * UPSAMPLING_GRID_IMAGES
+        else:
+            rows, column_labels = sample_rows(args, pipe, class_names), ()
+        rows_are_classes = upsamples or args.class_conditional or classifier is not None
         grid = image_grid(
-            [images[row * GRID_COLUMNS : (row + 1) * GRID_COLUMNS] for row in rows],
-            row_labels=[class_names[row] for row in rows] if args.class_conditional or classifier is not None else (),
+            rows,
+            row_labels=class_names[: len(rows)] if rows_are_classes else (),
+            column_labels=column_labels,
             title=f"step {step}",
         )
         path = args.output_dir / "samples" / f"step_{step:07d}.png"
@@ -117,11 +218,15 @@ def main(args: argparse.Namespace) -> None:
         return {}
 
     def save(model, directory: Path):
-        ClassifierGuidedDDIMPipeline(model, scheduler).save_pretrained(directory)
+        make_pipeline(model, scheduler).save_pretrained(directory)
 
-    images = TrainingImages(
-        dataset, args.resolution, args.channels, args.center_crop, args.random_flip, seed=args.seed
-    )
+    image_format = {
+        "resolution": args.resolution,
+        "channels": args.channels,
+        "seed": args.seed,
+        "low_res_size": args.low_res_size,
+    }
+    images = TrainingImages(dataset, center_crop=args.center_crop, random_flip=args.random_flip, **image_format)
     TrainingLoop(args, accelerator, unet, images, loss_function, evaluate, save).run()
 
 
