@@ -51,14 +51,19 @@ def convert(
         Literal["linear", "cosine"] | None,
         typer.Option("--beta_schedule", help="noise_schedule; linear by default.", rich_help_panel=FACTS),
     ] = None,
+    low_res_size: Annotated[
+        int | None,
+        typer.Option("--low_res_size", help="Side of an upsampler's low-resolution images.", rich_help_panel=FACTS),
+    ] = None,
     classifier_attention_head_dim: Annotated[
         int | None, typer.Option("--classifier_attention_head_dim", help="64 in OpenAI's.", rich_help_panel=FACTS)
     ] = None,
 ) -> None:
     """Turns guided-diffusion checkpoints into a pipeline folder.
 
-    ClassifierGuidedDDPMPipeline and ClassifierGuidedDDIMPipeline both load the folder; schedule, steps and scale of the
-    paper are saved in it. The files are read without executing anything in them.
+    ClassifierGuidedDDPMPipeline and ClassifierGuidedDDIMPipeline both load the folder, and that of an upsampler
+    ClassifierGuidedSuperResolutionPipeline; schedule, steps and scale of the paper are saved in it. The files are read
+    without executing anything in them.
     """
     from diffusers_cg.hub.conversion import convert_checkpoints
 
@@ -80,6 +85,7 @@ def convert(
                 "new_attention_order": new_attention_order,
             },
             classifier_facts=classifier_facts,
+            low_res_size=low_res_size,
         )
     if released is not None:
         print("OpenAI released these weights for research, not for deployment: see README.md in the folder.")

@@ -9,8 +9,14 @@ from diffusers import DDPMScheduler
 from diffusers_cg.files import atomic_directory
 from diffusers_cg.hub.model_card import write_openai_model_card
 from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
-from diffusers_cg.models.openai_checkpoint import ReleasedCheckpoint, find_released, read_state_dict, recognise
-from diffusers_cg.pipelines import ClassifierGuidedDDPMPipeline
+from diffusers_cg.models.openai_checkpoint import (
+    Recognised,
+    ReleasedCheckpoint,
+    find_released,
+    read_state_dict,
+    recognise,
+)
+from diffusers_cg.pipelines import ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline
 
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -25,8 +31,12 @@ def convert_checkpoints(
     beta_schedule: str | None = None,
     unet_facts: dict[str, Any] | None = None,
     classifier_facts: dict[str, Any] | None = None,
+    low_res_size: int | None = None,
 ) -> ReleasedCheckpoint | None:
     """Converts a unet and, optionally, its classifier into one pipeline folder, with the paper's defaults saved in it.
+
+    An upsampling unet becomes a [`ClassifierGuidedSuperResolutionPipeline`], any other one that
+    [`ClassifierGuidedDDPMPipeline`] and [`ClassifierGuidedDDIMPipeline`] both load.
 
     Args:
         unet_path, classifier_path (`str` or `Path`): `.pt` or `.safetensors` files.
@@ -37,6 +47,7 @@ def convert_checkpoints(
             where the unet is none of the released ones.
         unet_facts, classifier_facts (`dict`, *optional*): What names and shapes do not tell: keyword arguments of
             `from_single_file`.
+        low_res_size (`int`, *optional*): Side of an upsampler's low-resolution images; the released ones' is known.
 
     Returns:
         [`ReleasedCheckpoint`]: The released file that the unet was recognised as; None if it is another.
@@ -48,7 +59,9 @@ def convert_checkpoints(
     shapes = {name: tuple(tensor.shape) for name, tensor in read_state_dict(unet_path).items()}
     facts = {name: value for name, value in (unet_facts or {}).items() if value is not None}
     settling = ("sample_size", "layers_per_block", "low_res_channels")
-    released = find_released(recognise(shapes, **{k: v for k, v in facts.items() if k in settling}), unet_path.stem)
+    recognised = recognise(shapes, **{k: v for k, v in facts.items() if k in settling})
+    released = find_released(recognised, unet_path.stem)
+    low_res_size = resolve_low_res_size(recognised, released, low_res_size)
     unet = ADMUNet2DModel.from_single_file(unet_path, torch_dtype=DTYPES[dtype], **facts)
     classifier = None
     if classifier_path is not None:
@@ -68,7 +81,10 @@ def convert_checkpoints(
         variance_type="learned_range" if unet.predicts_variance else "fixed_large",
         timestep_spacing="linspace",
     )
-    pipe = ClassifierGuidedDDPMPipeline(unet, scheduler, classifier, **defaults)
+    if low_res_size is None:
+        pipe = ClassifierGuidedDDPMPipeline(unet, scheduler, classifier, **defaults)
+    else:
+        pipe = ClassifierGuidedSuperResolutionPipeline(unet, scheduler, classifier, low_res_size, **defaults)
     with atomic_directory(output_dir, replaces="model_index.json") as directory:
         pipe.save_pretrained(directory, max_shard_size=max_shard_size)
         if released is not None:
@@ -79,5 +95,27 @@ def convert_checkpoints(
                 conditional=unet.config.num_class_embeds is not None,
                 dtype=dtype,
                 name=Path(output_dir).name,
+                low_res_size=low_res_size,
             )
     return released
+
+
+def resolve_low_res_size(
+    recognised: Recognised, released: ReleasedCheckpoint | None, low_res_size: int | None
+) -> int | None:
+    """Side of the low-resolution images: the one given, else the released file's; None if the network is no upsampler.
+
+    Raises:
+        ValueError: if it is not known, or given for a network that has no use for it.
+    """
+    upsamples = recognised.arguments.get("low_res_channels", 0) > 0
+    if low_res_size is None and released is not None:
+        low_res_size = released.low_res_size
+    if upsamples and low_res_size is None:
+        raise ValueError(
+            "This unet is an upsampling one, and its shapes do not tell from what size: pass low_res_size=, the side of "
+            "the low-resolution images that it was trained on."
+        )
+    if not upsamples and low_res_size is not None:
+        raise ValueError("This unet generates from noise alone: low_res_size= is for upsampling ones.")
+    return low_res_size

@@ -37,9 +37,23 @@ from diffusers_cg import ClassifierGuidedDDPMPipeline
 pipe = ClassifierGuidedDDPMPipeline.from_pretrained("{path}"){to_cuda}
 images = pipe({call}, generator=torch.manual_seed(0)).images"""
 
+UPSAMPLING_SNIPPET = """import torch
+from diffusers_cg import ClassifierGuidedSuperResolutionPipeline
+from PIL import Image
+
+pipe = ClassifierGuidedSuperResolutionPipeline.from_pretrained("{path}"){to_cuda}
+low = Image.open("low.png").convert("RGB")  # {low_res_size}x{low_res_size}, drawn or scaled down
+images = pipe(image=low, {call}, generator=torch.manual_seed(0)).images"""
+
 
 def write_openai_model_card(
-    directory: Path, unet_file: str, classifier_file: str | None, conditional: bool, dtype: str, name: str
+    directory: Path,
+    unet_file: str,
+    classifier_file: str | None,
+    conditional: bool,
+    dtype: str,
+    name: str,
+    low_res_size: int | None = None,
 ) -> None:
     """Writes `README.md`, the card of a pipeline that was converted from released checkpoints, into `directory`.
 
@@ -49,13 +63,14 @@ def write_openai_model_card(
         conditional (`bool`): Whether a call takes class labels.
         dtype (`str`): `"fp32"`, or the precision that the weights were rounded to.
         name (`str`): What the snippet calls the folder.
+        low_res_size (`int`, *optional*): Side of the images that an upsampler starts from.
     """
     on_lsun = unet_file.startswith("lsun")
     card = ModelCard(
         "---\n"
         + ModelCardData(
             library_name="diffusers",
-            pipeline_tag="unconditional-image-generation",
+            pipeline_tag="unconditional-image-generation" if low_res_size is None else "image-to-image",
             license="mit",
             tags=["diffusion", "adm", "classifier-guidance", "diffusers-cg"],
             datasets=[] if on_lsun else ["imagenet-1k"],
@@ -64,16 +79,18 @@ def write_openai_model_card(
         + OPENAI_CARD.format(
             title=f"ADM, {unet_file.removesuffix('.pt')}",
             description=(
-                "A diffusion model of OpenAI's guided-diffusion"
+                ("A diffusion model" if low_res_size is None else f"An upsampling model (from {low_res_size} pixels)")
+                + " of OpenAI's guided-diffusion"
                 + (
                     ", with the classifier of noisy images that guides it."
                     if classifier_file
                     else ", without a classifier."
                 )
             ),
-            snippet=SNIPPET.format(
+            snippet=(SNIPPET if low_res_size is None else UPSAMPLING_SNIPPET).format(
                 path=name,
                 to_cuda='.to("cuda")',
+                low_res_size=low_res_size,
                 call="class_labels=[207]" if conditional or classifier_file else "batch_size=1",
             ),
             data="a part of LSUN" if on_lsun else "ImageNet-1k",

@@ -38,6 +38,7 @@ class ReleasedCheckpoint:
         ddpm_num_inference_steps (`int`): Steps of the paper's tables.
         ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale of the paper's tables, with that many DDPM steps
             and with 25 DDIM steps (where the paper has none, the former).
+        low_res_size (`int`, *optional*): Side of the low-resolution images of an upsampler.
     """
 
     arguments: dict[str, Any]
@@ -46,6 +47,7 @@ class ReleasedCheckpoint:
     ddpm_num_inference_steps: int = 250
     ddpm_classifier_scale: float = 1.0
     ddim_classifier_scale: float = 1.0
+    low_res_size: int | None = None
 
 
 def _unet(sample_size: int, **arguments) -> dict[str, Any]:
@@ -111,10 +113,11 @@ RELEASED_CHECKPOINTS: dict[str, ReleasedCheckpoint] = {
         _unet(512, **_MULTIPLIERS[512]), ddpm_classifier_scale=4.0, ddim_classifier_scale=9.0
     ),
     "64_256_upsampler": ReleasedCheckpoint(
-        _unet(256, low_res_channels=3, base_channels=192, num_attention_heads=4, **_MULTIPLIERS[256])
+        _unet(256, low_res_channels=3, base_channels=192, num_attention_heads=4, **_MULTIPLIERS[256]), low_res_size=64
     ),
     "128_512_upsampler": ReleasedCheckpoint(
-        _unet(512, low_res_channels=3, base_channels=192, attention_resolutions=(32, 16), **_MULTIPLIERS[256])
+        _unet(512, low_res_channels=3, base_channels=192, attention_resolutions=(32, 16), **_MULTIPLIERS[256]),
+        low_res_size=128,
     ),
     "lsun_bedroom": _LSUN,
     "lsun_cat": _LSUN,
