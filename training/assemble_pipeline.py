@@ -1,4 +1,4 @@
-"""Puts a trained unet and a trained classifier together into one pipeline folder.
+"""Puts a trained unet and, as a rule, a trained classifier together into one pipeline folder.
 
     python training/assemble_pipeline.py --unet my-unet --classifier my-classifier --output_dir my-pipeline
 
@@ -28,7 +28,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--unet", type=Path, required=True, help="Output folder of train_unet.py.")
-    parser.add_argument("--classifier", type=Path, required=True, help="Output folder of train_classifier.py.")
+    parser.add_argument("--classifier", type=Path, help="Output folder of train_classifier.py.")
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="Folder to write; a pipeline that is there is replaced."
     )
@@ -53,13 +53,15 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(
                 f"--{flag} {folder} is not an output folder of train_unet.py (it has no unet/config.json)."
             )
-    if not (args.classifier / "config.json").is_file():
+    if args.classifier is not None and not (args.classifier / "config.json").is_file():
         raise UserError(
             f"--classifier {args.classifier} is not an output folder of train_classifier.py (it has no config.json)."
         )
     with user_errors():
-        unet = ADMUNet2DModel.from_pretrained(args.unet, subfolder="unet").to(dtype)
-        classifier = NoisyClassifierModel.from_pretrained(args.classifier).to(dtype)
+        unet = ADMUNet2DModel.from_pretrained(args.unet, subfolder="unet", torch_dtype=dtype)
+        classifier = None
+        if args.classifier is not None:
+            classifier = NoisyClassifierModel.from_pretrained(args.classifier, torch_dtype=dtype)
         pipeline_class, facts = ClassifierGuidedDDPMPipeline, {}
         if unet.config.low_res_channels:
             pipeline_class = ClassifierGuidedSuperResolutionPipeline
@@ -77,7 +79,9 @@ def main(args: argparse.Namespace) -> None:
     with atomic_directory(args.output_dir, replaces="model_index.json") as directory:
         pipe.save_pretrained(directory)
         if args.unconditional_unet is not None:
-            unconditional = ADMUNet2DModel.from_pretrained(args.unconditional_unet, subfolder="unet").to(dtype)
+            unconditional = ADMUNet2DModel.from_pretrained(
+                args.unconditional_unet, subfolder="unet", torch_dtype=dtype
+            )
             unconditional.save_pretrained(directory / "unet_unconditional")
     print(f"Saved {args.output_dir}.")
 

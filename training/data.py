@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from diffusers_cg.diffusion import augment_low_res
 from diffusers_cg.errors import UserError
 from diffusers_cg.extras import import_extra
+from diffusers_cg.seeds import seeded_generator
 
 
 if TYPE_CHECKING:
@@ -226,8 +227,7 @@ def training_loader(images: TrainingImages, batch_size: int, first_draw: int, nu
 def draw_generators(draws: Sequence[int] | torch.Tensor, seed: int, *stream: int) -> Iterator[torch.Generator]:
     """A generator per draw, from its own seed; another `stream` of it is independent."""
     for draw in draws.tolist() if isinstance(draws, torch.Tensor) else draws:
-        state = np.random.SeedSequence([seed, draw, *stream]).generate_state(1, np.uint64)[0]
-        yield torch.Generator().manual_seed(int(state))
+        yield seeded_generator(seed, draw, *stream)
 
 
 def draw_timesteps_and_noise(

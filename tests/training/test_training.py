@@ -225,6 +225,15 @@ def test_from_digits_to_guided_samples_as_typed(few_digits, tiny_flags, train, t
     assert len(pipe(class_labels=[0, 2, 1]).images) == 3
 
 
+def test_a_unet_alone_is_assembled_in_another_precision(trained_unet, tmp_path):
+    output = tmp_path / "pipeline"
+    argv = ["--unet", trained_unet, "--dtype", "bf16", "--output_dir", output]
+    assert run_command("assemble_pipeline", *argv, log=tmp_path / "log").status == 0
+    pipe = ClassifierGuidedDDPMPipeline.from_pretrained(output)
+    assert pipe.classifier is None
+    assert {tensor.dtype for tensor in load_file(output / "unet" / WEIGHTS).values()} == {torch.bfloat16}
+
+
 def test_two_processes_with_half_the_batch_are_one_with_the_whole(train, tiny_flags, tmp_path):
     flags = {"max_train_steps": 3, "adam_epsilon": 1e-3, "use_ema": False, "lr_scheduler": "linear"}
     train("train_unet", output_dir=tmp_path / "one", **flags)
