@@ -4,11 +4,28 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer.core import TyperCommand
 
-from diffusers_cg.errors import command, user_errors
+from diffusers_cg.errors import UserError, command, user_errors
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+class ManyValues(TyperCommand):
+    """A command whose repeatable flags also take their values in a row: `--classes 1 2` for `--classes 1 --classes 2`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        repeatable = {flag for param in self.params if getattr(param, "multiple", False) for flag in param.opts}
+        spelled, flag = [], None
+        for arg in args:
+            if arg.startswith("-"):
+                flag = arg if arg in repeatable else None
+            if flag is None:
+                spelled.append(arg)
+            elif arg != flag:
+                spelled += [flag, arg]
+        return super().parse_args(ctx, spelled)
 
 
 @app.callback()
@@ -89,6 +106,78 @@ def convert(
         )
     if released is not None:
         print("OpenAI released these weights for research, not for deployment: see README.md in the folder.")
+    print(f"Saved {output}.")
+
+
+@app.command(cls=ManyValues)
+@command
+def sample(
+    model: Annotated[str, typer.Option("--model", help="Pipeline that draws from noise: its folder, or Hub name.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder to write; samples that are there are replaced.")],
+    upsampler: Annotated[
+        str | None, typer.Option("--upsampler", help="Upsampling pipeline for the images of the first.")
+    ] = None,
+    classes: Annotated[
+        list[int] | None,
+        typer.Option("--classes", help="Class labels, one or several; left out for models that need none."),
+    ] = None,
+    num_images_per_class: Annotated[int, typer.Option("--num_images_per_class", help="Images of every class.")] = 8,
+    sampler: Annotated[
+        Literal["ddpm", "ddim"], typer.Option("--sampler", help="Algorithm 1 or 2 of the paper, in both stages.")
+    ] = "ddpm",
+    num_inference_steps: Annotated[
+        int | None, typer.Option("--num_inference_steps", help="Steps of the first stage; saved with it by default.")
+    ] = None,
+    classifier_scale: Annotated[
+        float | None, typer.Option("--classifier_scale", help="Its scale of guidance, 0 for none; saved by default.")
+    ] = None,
+    upsampler_num_inference_steps: Annotated[
+        int | None, typer.Option("--upsampler_num_inference_steps", help="Steps of the upsampler.")
+    ] = None,
+    upsampler_classifier_scale: Annotated[
+        float | None, typer.Option("--upsampler_classifier_scale", help="Scale of guidance of the upsampler.")
+    ] = None,
+    low_res_noise: Annotated[
+        float | None, typer.Option("--low_res_noise", help="Noise on what the upsampler gets; see its training.")
+    ] = None,
+    low_res_blur: Annotated[
+        float | None, typer.Option("--low_res_blur", help="Blur of what the upsampler gets, in pixels.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="What the images follow from.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch_size", help="Images at once; changes none of them.")] = 8,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cuda, cpu, ...; a GPU if there is one by default.")
+    ] = None,
+) -> None:
+    """Draws images into a folder per class, and a grid of some of them into grid.png.
+
+    With --upsampler the first pipeline draws all images at its low resolution, and then the second one upsamples them:
+    one of the two is in memory at a time.
+    """
+    from diffusers_cg.sampling import Stage, sample_to_folder
+
+    options = {"low_res_noise": low_res_noise, "low_res_blur": low_res_blur}
+    options = {name: value for name, value in options.items() if value is not None}
+    of_upsampler = {
+        "num_inference_steps": upsampler_num_inference_steps,
+        "classifier_scale": upsampler_classifier_scale,
+    }
+    with user_errors():
+        upsampling = None
+        if upsampler is not None:
+            upsampling = Stage(upsampler, sampler, **of_upsampler, options=options)
+        elif options or any(value is not None for value in of_upsampler.values()):
+            raise UserError("Flags of the upsampler need one: pass --upsampler, or leave them out.")
+        sample_to_folder(
+            output,
+            Stage(model, sampler, num_inference_steps, classifier_scale),
+            upsampling,
+            class_labels=classes or None,
+            num_images_per_class=num_images_per_class,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+        )
     print(f"Saved {output}.")
 
 
