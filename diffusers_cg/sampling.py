@@ -146,13 +146,13 @@ def make_requests(class_labels: Sequence[int] | None, num_images_per_class: int)
     """As many images of every class; of none in particular where `class_labels` is None.
 
     Raises:
-        ValueError: if there are none to draw, or a class is named twice.
+        ValueError: if there are none to draw, or a class is negative or named twice.
     """
     if num_images_per_class < 1:
         raise ValueError(f"`num_images_per_class` must be at least 1, got {num_images_per_class}.")
-    if class_labels is not None and len(set(class_labels)) < max(1, len(class_labels)):
-        raise ValueError(f"`class_labels` must name at least one class, and each once, got {list(class_labels)}.")
-    labels = [None] if class_labels is None else class_labels
+    labels = [None] if class_labels is None else list(class_labels)
+    if not labels or len(set(labels)) < len(labels) or min(class_labels or [0]) < 0:
+        raise ValueError(f"`class_labels` must name at least one class, each once and none below 0, got {labels}.")
     return [Request(label, number) for label in labels for number in range(num_images_per_class)]
 
 
@@ -161,7 +161,14 @@ def make_requests(class_labels: Sequence[int] | None, num_images_per_class: int)
 
 @dataclass(frozen=True)
 class Run:
-    """What to draw, in every stage."""
+    """What to draw, in every stage.
+
+    Args:
+        requests (`list[Request]`): All images, or the share of one process.
+        seed (`int`): Of the whole set.
+        batch_size (`int`): Images at once.
+        device (`torch.device`): Where a stage computes.
+    """
 
     requests: list[Request]
     seed: int
@@ -174,10 +181,10 @@ class Run:
         return list(dict.fromkeys(request.class_label for request in self.requests))
 
     def check_upsampler(self, stage: Stage) -> dict[str, Any]:
-        """What an upsampler, once it is sure to do, demands of the images that it gets.
+        """Loads an upsampler to see that it can do what is asked, and returns what it demands of the images it gets.
 
         Raises:
-            ValueError, TypeError: if the pipeline does not do; nothing has been computed by then.
+            ValueError, TypeError: if it cannot; nothing has been computed by then.
         """
         for name, level in stage.options.items():
             check_level(name, level)
@@ -189,7 +196,7 @@ class Run:
         """Draws all images from noise into `directory`, as the next stage demands them.
 
         Raises:
-            ValueError, TypeError: if the pipeline does not do for that; nothing has been computed by then.
+            ValueError, TypeError: if the pipeline cannot; nothing has been computed by then.
         """
         pipe = stage.load_base()
         stage.check(pipe, self.class_labels)
