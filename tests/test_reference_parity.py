@@ -54,12 +54,13 @@ def reference_pipeline(name: str, case: dict):
     variance_type = "learned_range" if case["learned_range"] else "fixed_large"
     ddpm_scheduler = DDPMScheduler(variance_type=variance_type, timestep_spacing="linspace", **schedule)
     if name.startswith("superres"):
-        low_res = SAMPLERS[f"{name}.low_res"]
-        pipe = ClassifierGuidedSuperResolutionPipeline(
-            reference_unet("fixed_heads"), ddpm_scheduler, classifier, low_res_size=low_res.shape[-1]
-        )
-        pipe.prepare_image = lambda image, shape: image  # the reference's is noise, beyond the [-1, 1] of an image
-        return pipe, {"image": low_res}
+        low_res, unet = SAMPLERS[f"{name}.low_res"], reference_unet("fixed_heads")
+        # the reference's is noise, beyond the [-1, 1] of an image: shrunk into it, with the weights that it meets enlarged
+        bound = low_res.abs().max()
+        unet.conv_in.weight.data[:, unet.config.in_channels :] *= bound
+        size = {"low_res_size": low_res.shape[-1]}
+        pipe = ClassifierGuidedSuperResolutionPipeline(unet, ddpm_scheduler, classifier, **size)
+        return pipe, {"image": (low_res / bound + 1) / 2}
 
     if not case["class_conditional"]:
         unet = reference_unet("unconditional_dropout")
