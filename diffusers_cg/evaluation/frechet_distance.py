@@ -3,18 +3,29 @@
 import numpy as np
 
 
+BLOCK = 4096  # rows of features held in float64 at once
+
+
 def feature_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean (D,) and unbiased covariance (D, D) of features (N, D), float64.
+
+    The features may be of any dtype that holds real numbers; only blocks of them are ever copied to float64.
 
     Raises:
         ValueError: if there are fewer than two rows, or one is not finite.
     """
-    features = np.asarray(features, dtype=np.float64)
+    features = np.asarray(features)
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"Features must be of shape (at least 2, D), got {features.shape}.")
-    if not np.isfinite(features).all():
+    blocks = [features[start : start + BLOCK] for start in range(0, len(features), BLOCK)]
+    if not all(np.isfinite(block).all() for block in blocks):
         raise ValueError("Features hold values that are not finite.")
-    return features.mean(axis=0), np.cov(features, rowvar=False).reshape(features.shape[1], -1)
+    mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks) / len(features)
+    scatter = np.zeros((len(mean), len(mean)))
+    for block in blocks:
+        centred = block - mean
+        scatter += centred.T @ centred
+    return mean, scatter / (len(features) - 1)
 
 
 def frechet_distance(

@@ -1,18 +1,24 @@
 """Metrics against the reference's numbers, closed forms and brute force."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 from reference import DATA
 
-from diffusers_cg.evaluation import feature_statistics, frechet_distance, precision_recall
+from diffusers_cg.evaluation import (
+    feature_statistics,
+    frechet_distance,
+    inception_score,
+    precision_recall,
+)
 from diffusers_cg.evaluation.precision_recall import BLOCK
 
 
 EXPECTED = json.loads((DATA / "metrics.json").read_text())
 with np.load(DATA / "metrics.npz") as arrays:
-    REFERENCE, SAMPLES = arrays["reference"], arrays["sample"]
+    REFERENCE, SAMPLES, LOGITS = arrays["reference"], arrays["sample"], arrays["logits"]
 
 
 def features(rows, width, seed=0):
@@ -39,6 +45,24 @@ def test_statistics():
     np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(covariance, centred.T @ centred / 19, rtol=1e-5, atol=1e-6)
     assert feature_statistics(rows[:, :1])[1].shape == (1, 1)
+
+
+def peak_bytes(function, *args):
+    """Most memory that numpy held at once during a call, beyond what it held before."""
+    tracemalloc.start()
+    function(*args)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+def test_statistics_of_many_float32_rows():
+    """Far from the origin, where sums of squares in float32 would be lost; and without a float64 copy of the whole."""
+    rows = (features(30_000, 32) + 1000).astype(np.float32)
+    mean, covariance = feature_statistics(rows)
+    np.testing.assert_allclose(mean, rows.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(covariance, np.cov(rows.astype(np.float64), rowvar=False), rtol=1e-9, atol=1e-12)
+    assert peak_bytes(feature_statistics, rows) < rows.nbytes
 
 
 def test_frechet_distance_of_commuting_covariances():
@@ -138,6 +162,19 @@ def test_more_rows_than_a_block():
     assert 0 < precision < 1
 
 
+def test_distances_are_never_held_as_a_whole():
+    rows = features(6 * BLOCK, 4).astype(np.float32)
+    assert peak_bytes(precision_recall, rows[:BLOCK], rows) < 8 * BLOCK * BLOCK * 4
+
+
+def test_features_far_from_the_origin():
+    """Their norms cancel: in float32 the distances would be noise."""
+    reference, samples = features(300, 3), features(200, 3, seed=1) + 0.5
+    far = [(rows + 4096).astype(np.float32) for rows in (reference, samples)]
+    near = [rows.astype(np.float64) - 4096 for rows in far]
+    assert precision_recall(*far) == precision_recall(*near)
+
+
 def test_same_and_disjoint_sets():
     rows = features(50, 8)
     assert precision_recall(rows, rows) == (1.0, 1.0)
@@ -155,3 +192,38 @@ def test_samples_of_one_mode_are_precise_and_recall_it_alone():
 def test_too_few_rows(sizes):
     with pytest.raises(ValueError, match=f"need more than 3 rows, got {sizes[0]} and {sizes[1]}"):
         precision_recall(*(features(size, 4) for size in sizes))
+
+
+# ----------------------------------------------------------------------------------------------------- Inception Score
+
+
+def test_inception_score_of_the_reference():
+    assert inception_score(LOGITS, split_size=200) == pytest.approx(EXPECTED["inception_score_split_200"], rel=1e-6)
+
+
+def test_inception_score_between_its_bounds():
+    certain = np.where(np.eye(10, dtype=bool), 0.0, -1e9)
+    assert inception_score(certain) == pytest.approx(10)
+    assert inception_score(certain[:, ::-1] + 7) == pytest.approx(10)
+    assert inception_score(certain[[3] * 10]) == pytest.approx(1)
+    assert inception_score(np.zeros((10, 4))) == pytest.approx(1)
+
+
+def test_inception_score_takes_logarithms_of_probabilities():
+    probabilities = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+    assert inception_score(np.log(probabilities)) == pytest.approx(inception_score(LOGITS), rel=1e-9)
+    divergence = (probabilities * np.log(probabilities / probabilities.mean(axis=0))).sum(axis=1)
+    assert inception_score(LOGITS.astype(np.float32)) == pytest.approx(np.exp(divergence.mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (3,)])
+def test_inception_score_of_nothing(shape):
+    with pytest.raises(ValueError, match="`logits` must be of shape"):
+        inception_score(np.zeros(shape))
+
+
+def test_bad_logits_and_splits():
+    with pytest.raises(ValueError, match="Logits hold values that are not finite"):
+        inception_score(np.where(np.eye(5, dtype=bool), np.nan, 0.0))
+    with pytest.raises(ValueError, match="`split_size` must be at least 1, got 0"):
+        inception_score(LOGITS, split_size=0)
