@@ -163,18 +163,23 @@ class GaussianDiffusion:
     # ------------------------------------------------------------------------------------------------ reverse process
 
     def predict_original(
-        self, noise: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor | int
+        self,
+        noise: torch.Tensor,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | int,
+        clip_range: float | None = None,
     ) -> torch.Tensor:
-        """The clean image that the sample x_t and the noise in it imply."""
-        return (
+        """The clean image that the sample x_t and the noise in it imply, clipped to [-`clip_range`, `clip_range`]."""
+        original = (
             self.coefficient("sqrt_recip_abar", timestep, sample) * sample
             - self.coefficient("sqrt_recip_abar_minus_one", timestep, sample) * noise
         )
+        return original if clip_range is None else original.clamp(-clip_range, clip_range)
 
     def predict_noise(
         self, pred_original_sample: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor | int
     ) -> torch.Tensor:
-        """The noise that the sample x_t and its clean image imply; the inverse of [`predict_original`]."""
+        """The noise that the sample x_t and its clean image imply; the inverse of [`predict_original`] unless that clipped."""
         return (
             self.coefficient("sqrt_recip_abar", timestep, sample) * sample - pred_original_sample
         ) / self.coefficient("sqrt_recip_abar_minus_one", timestep, sample)
@@ -191,9 +196,7 @@ class GaussianDiffusion:
         Arguments are those of [`p_mean_variance`].
         """
         noise, _ = split_model_output(model_output, sample)
-        pred_original_sample = self.predict_original(noise, sample, timestep)
-        if clip_range is not None:
-            pred_original_sample = pred_original_sample.clamp(-clip_range, clip_range)
+        pred_original_sample = self.predict_original(noise, sample, timestep, clip_range)
         return pred_original_sample, self.predict_noise(pred_original_sample, sample, timestep)
 
     def p_mean_variance(
@@ -216,9 +219,7 @@ class GaussianDiffusion:
             ValueError: if a learned variance is asked for and the output has no second half.
         """
         noise, predicted_variance = split_model_output(model_output, sample)
-        pred_original_sample = self.predict_original(noise, sample, timestep)
-        if clip_range is not None:
-            pred_original_sample = pred_original_sample.clamp(-clip_range, clip_range)
+        pred_original_sample = self.predict_original(noise, sample, timestep, clip_range)
         posterior = self.q_posterior(pred_original_sample, sample, timestep)
 
         if self.variance_type == "learned_range":
