@@ -181,6 +181,62 @@ def sample(
     print(f"Saved {output}.")
 
 
+@app.command()
+@command
+def evaluate(
+    samples: Annotated[Path, typer.Argument(metavar="SAMPLES", help="An .npz (arr_0, uint8), or a folder of images.")],
+    reference: Annotated[
+        Path, typer.Option("--reference", help="The same of real images; an .npz may state mu, sigma, mu_s, sigma_s.")
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Folder to write; a report that is there is replaced.")],
+    extractor: Annotated[
+        str, typer.Option("--extractor", help="inception, or module:function of your own.")
+    ] = "inception",
+    inception_weights: Annotated[
+        Path | None, typer.Option("--inception_weights", help="torch-fidelity's file; downloaded by default.")
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache_dir", help="Keeps features of references; reference_features beside --output by default."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", help="Images at once; changes no number.")] = 64,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Of Inception: cuda, cpu, ...; a GPU if there is one by default.")
+    ] = None,
+) -> None:
+    """Measures FID, sFID, Inception Score, precision and recall of samples into report.json and report.md.
+
+    The features of the reference's images are kept for the next samples.
+    """
+    from diffusers_cg.evaluation.evaluate import REPORT_FILE
+    from diffusers_cg.evaluation.evaluate import evaluate as measure
+    from diffusers_cg.evaluation.features import load_extractor
+    from diffusers_cg.evaluation.inception import INCEPTION, InceptionFeatures
+    from diffusers_cg.files import atomic_directory
+    from diffusers_cg.sampling import resolve_device
+
+    with user_errors(), atomic_directory(output, replaces=REPORT_FILE) as directory:
+        if extractor == INCEPTION:
+            loaded = InceptionFeatures(inception_weights, resolve_device(device))
+        elif inception_weights is None:
+            loaded = load_extractor(extractor)
+        else:
+            raise UserError(f"--inception_weights is for the extractor {INCEPTION}, not for {extractor}.")
+        evaluation = measure(
+            samples,
+            reference,
+            loaded,
+            batch_size=batch_size,
+            cache_dir=cache_dir or output.parent / "reference_features",
+            progress_bar=True,
+        )
+        evaluation.save(directory)
+    print(evaluation.to_markdown())
+    print(f"Saved {output}.")
+
+
 def main() -> None:
     app()
 

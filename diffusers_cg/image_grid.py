@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
+GRID_FILE = "grid.png"  # of a folder of samples, beside them
 BACKGROUND = 255
 INK = 40
 

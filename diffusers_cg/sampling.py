@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from diffusers_cg.diffusion import to_ddim_scheduler, to_ddpm_scheduler
 from diffusers_cg.files import atomic_directory
-from diffusers_cg.image_grid import image_grid
+from diffusers_cg.image_grid import GRID_FILE, image_grid
 from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
@@ -28,7 +28,6 @@ from diffusers_cg.seeds import seeded_generator
 BASE_PIPELINES = {"ddpm": ClassifierGuidedDDPMPipeline, "ddim": ClassifierGuidedDDIMPipeline}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
-GRID_FILE = "grid.png"
 GRID_CLASSES = 20
 GRID_IMAGES = 8
 MIN_TILE, MAX_TILE = 64, 128

@@ -14,6 +14,14 @@ from tqdm.auto import tqdm
 from diffusers_cg.diffusion import augment_low_res
 from diffusers_cg.errors import UserError
 from diffusers_cg.extras import import_extra
+from diffusers_cg.image_files import (
+    image_fault,
+    list_class_folders,
+    list_files,
+    load_image,
+    resize_and_crop,
+    to_tensor,
+)
 from diffusers_cg.seeds import seeded_generator
 
 
@@ -21,9 +29,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-# what PIL's decoders raise on damaged files
-DECODING_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 LOW_RES_STREAM = 1  # of a draw's random numbers, beside the one of its timestep and noise
 
 
@@ -46,18 +51,13 @@ def load_image_folder(data_dir: str | Path, skip_bad_images: bool = False, verif
     root = Path(data_dir)
     if not root.is_dir():
         raise UserError(f"There is no folder {root}: pass a folder with one subfolder of images per class.")
-    class_dirs = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    class_dirs = list_class_folders(root)
     if not class_dirs:
         raise UserError(f"{root} has no subfolders: it must hold one subfolder of images per class.")
     if len(class_dirs) == 1:
         raise UserError(f"{root} has one class only, {class_dirs[0].name}: guidance needs at least two.")
 
-    files = [
-        (file, label)
-        for label, directory in enumerate(class_dirs)
-        for file in sorted(directory.rglob("*"))
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(directory).parts)
-    ]
+    files = [(file, label) for label, directory in enumerate(class_dirs) for file in list_files(directory)]
     if verify:
         faults = {}
         for file, _ in tqdm(files, desc="Checking images", unit="file", leave=False):
@@ -86,46 +86,6 @@ def load_image_folder(data_dir: str | Path, skip_bad_images: bool = False, verif
     )
 
 
-def image_fault(file: Path) -> str | None:
-    """Why a file cannot be read as an image; None if it can."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-    except Image.UnidentifiedImageError:
-        return "not an image"
-    except DECODING_ERRORS as error:
-        return f"damaged: {error}"
-    return None
-
-
-def convert_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Converts an image of any mode to 1 (gray), 3 (RGB) or 4 (RGBA) channels; transparency is laid on white."""
-    if image.mode.startswith("I"):  # 16 bits, which PIL would clip
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode == "P" or "transparency" in image.info:
-        image = image.convert("RGBA")
-    if channels != 4 and image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(MODES[channels])
-
-
-def resize_and_crop(image: Image.Image, resolution: int, center_crop: bool, rng: np.random.Generator) -> Image.Image:
-    """Square crop as the reference makes it: halved by box filter while twice too large, then bicubic, then cut.
-
-    A random crop first draws the shorter side from [resolution, resolution / 0.8].
-    """
-    short_side = resolution if center_crop else int(rng.integers(resolution, int(resolution / 0.8) + 1))
-    while min(image.size) >= 2 * short_side:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = short_side / min(image.size)
-    size = tuple(max(resolution, round(side * scale)) for side in image.size)
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    spare = (image.width - resolution, image.height - resolution)
-    left, top = (side // 2 for side in spare) if center_crop else (int(rng.integers(side + 1)) for side in spare)
-    return image.crop((left, top, left + resolution, top + resolution))
-
-
 def downscale(image: Image.Image, side: int) -> Image.Image:
     """The low-resolution version of a square image, in 8 bits as a user would have it.
 
@@ -134,12 +94,6 @@ def downscale(image: Image.Image, side: int) -> Image.Image:
     """
     resample = Image.Resampling.BICUBIC if image.width % side else Image.Resampling.BOX
     return image.resize((side, side), resample)
-
-
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """An image of 8 bits as (C, H, W) float32 in [-1, 1]."""
-    pixels = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1)
-    return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1)
 
 
 @dataclass
@@ -179,11 +133,7 @@ class TrainingImages(torch.utils.data.Dataset):
         """
         index, draw = item if isinstance(item, tuple) else (item, item)
         row = self.dataset[index]
-        try:
-            with Image.open(row["path"]) as opened:
-                image = convert_channels(ImageOps.exif_transpose(opened), self.channels)
-        except DECODING_ERRORS as error:
-            raise UserError(f"{row['path']} cannot be read as an image: {error}.") from error
+        image = load_image(row["path"], self.channels)
         rng = np.random.default_rng([self.seed, draw])
         image = resize_and_crop(image, self.resolution, self.center_crop, rng)
         if self.random_flip and rng.random() < 0.5:

@@ -159,7 +159,7 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
             f"{path} is not a file of tensors alone, and is refused, since reading anything else from it could run "
             "foreign code: save its model's state_dict() with torch.save or safetensors and pass that."
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read as a checkpoint; it is truncated or another kind of file.") from error
     if not isinstance(state_dict, Mapping) or not all(
         isinstance(value, torch.Tensor) for value in state_dict.values()

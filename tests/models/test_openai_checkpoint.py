@@ -222,8 +222,9 @@ def test_other_files(path, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.pt"):
         ADMUNet2DModel.from_single_file(tmp_path / "nowhere.pt")
 
-    path.write_text("<html>Not found</html>")
-    assert str(path) in refused(ADMUNet2DModel, path)
+    for text in ("<html>Not found</html>", "text"):
+        path.write_text(text)
+        assert str(path) in refused(ADMUNet2DModel, path)
 
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "not a checkpoint")

@@ -1,0 +1,321 @@
+"""`diffusers-cg evaluate`, the sets of images that it reads, and extractors of a user's own."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_extractor import Thumbnails
+from typer.testing import CliRunner
+
+from diffusers_cg.cli import app
+from diffusers_cg.evaluation import (
+    evaluate,
+    extract_features,
+    feature_statistics,
+    frechet_distance,
+    inception_score,
+    load_extractor,
+    open_images,
+    precision_recall,
+)
+
+
+def pixels(count=30, size=8, channels=3, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+
+
+SAMPLES, REFERENCE = pixels(30), pixels(40, seed=1) // 2 + 60
+
+
+def save_folder(folder, images, suffix=".png"):
+    for number, image in enumerate(images):
+        path = folder / str(number % 3) / "deep" / f"{number:05d}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(path)
+    return folder
+
+
+def save_npz(path, *arrays, **named):
+    np.savez(path, *arrays, **named)
+    return path
+
+
+def all_images(source, batch_size=7):
+    return np.concatenate(list(open_images(source).batches(batch_size)))
+
+
+@pytest.fixture
+def command(tmp_path):
+    def command(samples, reference, *argv, status=0, extractor="tiny_extractor:Thumbnails"):
+        flags = [samples, "--reference", reference, "--output", tmp_path / "report", *argv]
+        result = CliRunner().invoke(app, ["evaluate", *map(str, flags), "--extractor", extractor])
+        assert result.exit_code == status, result.output
+        assert "Traceback" not in result.output
+        return result.output
+
+    return command
+
+
+@pytest.fixture
+def files(tmp_path):
+    save_npz(tmp_path / "samples.npz", SAMPLES, np.arange(30))
+    save_npz(tmp_path / "reference.npz", REFERENCE)
+    return tmp_path
+
+
+# ------------------------------------------------------------------------------------------------------------- metrics
+
+
+def test_metrics_are_those_of_the_features():
+    evaluation = evaluate(SAMPLES, REFERENCE, Thumbnails(), batch_size=7)
+    one, other = (Thumbnails()(images) for images in (SAMPLES, REFERENCE))
+    precision, recall = precision_recall(other.pool, one.pool)
+    expected = {
+        "fid": frechet_distance(*feature_statistics(one.pool), *feature_statistics(other.pool)),
+        "sfid": frechet_distance(*feature_statistics(one.spatial), *feature_statistics(other.spatial)),
+        "inception_score": inception_score(one.logits),
+        "precision": precision,
+        "recall": recall,
+    }
+    assert evaluation.metrics == pytest.approx(expected, rel=1e-6)
+    assert (evaluation.samples.num_images, evaluation.reference.num_images) == (30, 40)
+
+
+def test_report(command, files):
+    said = command(files / "samples.npz", files / "reference.npz", "--batch_size", 11)
+    report = json.loads((files / "report" / "report.json").read_text())
+    expected = evaluate(SAMPLES, REFERENCE, Thumbnails())
+    assert report["metrics"] == pytest.approx(expected.metrics, rel=1e-6)
+    assert (report["extractor"], report["extractor_hash"]) == ("thumbnails", "1")
+    assert report["samples"]["shape"] == [8, 8, 3] and len(report["reference"]["content_hash"]) == 64
+    markdown = (files / "report" / "report.md").read_text()
+    assert markdown in said
+    assert f"| FID | {expected.metrics['fid']:.4f} |" in markdown
+    assert f"- Samples: {files / 'samples.npz'}, 30 images of 8x8 in color\n" in markdown
+    assert "- Extractor: thumbnails, hash `1`" in markdown
+    assert "- Warning: The samples are 30 images: below 10000" in markdown
+    assert "- Warning: The reference are 40 images: below 10000" in markdown
+    command(files / "reference.npz", files / "reference.npz")
+    assert json.loads((files / "report" / "report.json").read_text())["metrics"]["fid"] == pytest.approx(0, abs=1e-6)
+
+
+def test_features_of_the_reference_are_kept(command, files):
+    counts = []
+    for extractor in ("Thumbnails", "Thumbnails", "mean_colors"):
+        before = Thumbnails.calls
+        command(files / "samples.npz", files / "reference.npz", extractor=f"tiny_extractor:{extractor}")
+        counts.append(Thumbnails.calls - before)
+    assert counts == [1 + 40 + 30, 1 + 30, 0]
+    cache = files / "reference_features"
+    assert len(list(cache.iterdir())) == 2
+
+    def again(damage):
+        for file in cache.iterdir():
+            damage(file)
+        before = Thumbnails.calls
+        command(files / "samples.npz", files / "reference.npz")
+        return Thumbnails.calls - before
+
+    assert again(lambda file: file.write_bytes(file.read_bytes()[:-40])) == 71
+    assert again(lambda file: None) == 31
+    save_npz(files / "reference.npz", REFERENCE[::-1].copy())
+    assert again(lambda file: None) == 71
+
+
+def test_statistics_of_a_reference(files):
+    features = Thumbnails()(REFERENCE)
+    (mu, sigma), (mu_s, sigma_s) = (feature_statistics(array) for array in (features.pool, features.spatial))
+    path = save_npz(files / "statistics.npz", mu=mu, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s)
+    expected = evaluate(SAMPLES, REFERENCE, Thumbnails()).metrics
+    evaluation = evaluate(SAMPLES, path, Thumbnails())
+    assert evaluation.metrics["precision"] is evaluation.metrics["recall"] is None
+    for name in ("fid", "sfid", "inception_score"):
+        assert evaluation.metrics[name] == pytest.approx(expected[name], rel=1e-6)
+    assert any("precision and recall need its images" in warning for warning in evaluation.warnings)
+    without_spatial = evaluate(SAMPLES, save_npz(files / "pool.npz", mu=mu, sigma=sigma), Thumbnails())
+    assert without_spatial.metrics["sfid"] is None
+    assert "The reference states no statistics of spatial features: there is no sFID." in without_spatial.warnings
+
+    # only Inception's are known to be those of the published files
+    path = save_npz(files / "both.npz", REFERENCE, mu=mu + 1, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s)
+    assert evaluate(SAMPLES, path, Thumbnails()).metrics == pytest.approx(expected, rel=1e-6)
+    inception = Thumbnails()
+    inception.name = "inception"
+    assert evaluate(SAMPLES, path, inception).metrics["sfid"] == pytest.approx(expected["sfid"], rel=1e-6)
+    assert evaluate(SAMPLES, path, inception).metrics["fid"] != pytest.approx(expected["fid"], rel=1e-3)
+
+
+def test_an_extractor_of_pool_features_alone():
+    evaluation = evaluate(SAMPLES, REFERENCE, load_extractor("tiny_extractor:mean_colors"))
+    assert evaluation.metrics["sfid"] is evaluation.metrics["inception_score"] is None
+    assert evaluation.metrics["fid"] > 0 and "| sFID | - |" in evaluation.to_markdown()
+    assert "tiny_extractor:mean_colors gives no logits: there is no Inception Score." in evaluation.warnings
+    assert len(evaluation.extractor_hash) == 64
+
+
+def test_warnings_of_numbers_that_are_not_comparable(files):
+    save_folder(files / "jpeg", pixels(5, size=16), ".jpg")
+    warnings = evaluate(files / "jpeg", REFERENCE, Thumbnails()).warnings
+    assert any(warning.startswith("The samples were compressed with loss") for warning in warnings)
+    assert any("The samples are 16x16 in color and the reference 8x8 in color" in warning for warning in warnings)
+    assert "The features are those of thumbnails: published numbers are of Inception's." in warnings
+
+
+# ------------------------------------------------------------------------------------------------------- sets of images
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_source_holds_the_same_images(tmp_path, channels):
+    images = pixels(10, channels=channels)
+    np.savez_compressed(tmp_path / "compressed.npz", images)
+    assert np.array_equal(all_images(images), images)
+    assert np.array_equal(all_images(save_npz(tmp_path / "plain.npz", images)), images)
+    assert np.array_equal(all_images(tmp_path / "compressed.npz"), images)
+    folder = save_folder(tmp_path / "folder", images)
+    by_class = np.concatenate([images[first::3] for first in range(3)])
+    assert np.array_equal(all_images(folder), by_class)
+    assert not open_images(folder).is_lossy
+
+
+def test_grid_and_hidden_files_of_a_folder_are_left_out(tmp_path):
+    folder = save_folder(tmp_path / "folder", pixels(4))
+    Image.new("RGB", (99, 50)).save(folder / "grid.png")
+    (folder / ".DS_Store").write_text("hidden")
+    assert len(open_images(folder)) == 4
+
+
+def test_one_colored_file_makes_a_folder_colored(tmp_path):
+    folder = save_folder(tmp_path / "folder", pixels(3, channels=1))
+    save_folder(folder / "color", pixels(1))
+    assert open_images(folder).shape == (4, 8, 8, 3)
+    assert all_images(folder).shape == (4, 8, 8, 3)
+
+
+def test_content_hash(tmp_path):
+    sources = [SAMPLES, save_npz(tmp_path / "a.npz", SAMPLES), save_folder(tmp_path / "a", SAMPLES)]
+    changed = SAMPLES.copy()
+    changed[7, 0, 0, 0] ^= 1
+    others = [changed, save_npz(tmp_path / "b.npz", changed), save_folder(tmp_path / "b", changed)]
+    for one, other in zip(sources, others):
+        assert open_images(one).content_hash() == open_images(one).content_hash()
+        assert open_images(one).content_hash() != open_images(other).content_hash()
+
+
+def test_features_do_not_depend_on_the_batch_size():
+    one, other = (extract_features(open_images(SAMPLES), Thumbnails(), size) for size in (4, 100))
+    for name, array in one.arrays().items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, other.arrays()[name])
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+def truncated(path):
+    save_npz(path, SAMPLES)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def damaged(path):
+    save_npz(path, SAMPLES)
+    data = bytearray(path.read_bytes())
+    data[2000] ^= 255  # the checksum tells
+    path.write_bytes(data)
+
+
+def mixed_sizes(path):
+    save_folder(path, pixels(3))
+    save_folder(path / "z", pixels(1, size=4))
+
+
+def text_among_images(path):
+    save_folder(path, pixels(3))
+    (path / "thesis.tex").write_text("precious")
+
+
+def broken_image(path):
+    save_folder(path, pixels(4))
+    file = next(path.rglob("*.png"))
+    file.write_bytes(file.read_bytes()[:-30])
+
+
+BAD_SETS = {
+    "There is no file or folder {path}: pass an .npz or a folder of images.": lambda path: None,
+    "{path} holds no images.": lambda path: path.mkdir(),
+    "{path} is no .npz, or is truncated or damaged (": truncated,
+    "{path} is no .npz, or is truncated or damaged (Bad CRC-32": damaged,
+    "{path} has no array arr_0 of images, only images.": lambda path: save_npz(path, images=SAMPLES),
+    "arr_0 of {path} is of dtype float64: images must be uint8": lambda path: save_npz(path, SAMPLES * np.nan),
+    "arr_0 of {path} has the shape (30, 3, 8, 8): images must be (N, H, W, C) with 1 or 3 channels. Move the": (
+        lambda path: save_npz(path, np.ascontiguousarray(SAMPLES.transpose(0, 3, 1, 2)))
+    ),
+    "arr_0 of {path} has the shape (30, 8, 8): images": lambda path: save_npz(path, SAMPLES[..., 0]),
+    "arr_0 of {path} is in Fortran order": lambda path: save_npz(path, np.asfortranarray(SAMPLES)),
+    "{path} holds 1 image: metrics need at least 4": lambda path: save_npz(path, SAMPLES[:1]),
+    "{path} holds images of different sizes: {path}/0/deep/00000.png is 8x8 and {path}/z/0/deep/": mixed_sizes,
+    "{path}/thesis.tex is not an image": text_among_images,
+    "cannot be read as an image": broken_image,
+}
+
+
+@pytest.mark.parametrize("role", ["samples", "reference"])
+@pytest.mark.parametrize("said", BAD_SETS)
+def test_bad_sets(command, files, said, role):
+    bad = files / "bad.npz"
+    BAD_SETS[said](bad)
+    sets = (bad, files / "reference.npz") if role == "samples" else (files / "samples.npz", bad)
+    line = command(*sets, status=2).strip().splitlines()[-1]
+    assert line.startswith("error: ") and line.endswith(".") and said.format(path=bad) in line
+    assert not (files / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("extractor", "said"),
+    [
+        ("nan", "The extractor tiny_extractor:nan returned `pool` with values that are not finite."),
+        ("transposed", "returned `pool` of shape (3, 1) for 1 images: it must be (1, D)."),
+        ("not_features", "The extractor tiny_extractor:not_features must return Features, got ndarray."),
+        ("missing", "cannot be imported: tiny_extractor has no missing."),
+        ("NUMBER", "The extractor tiny_extractor:NUMBER is a int, which cannot be called."),
+    ],
+)
+def test_bad_extractors(command, files, extractor, said):
+    extractor = f"tiny_extractor:{extractor}"
+    assert said in command(files / "samples.npz", files / "reference.npz", extractor=extractor, status=2)
+    assert not (files / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "extractor", "said"),
+    [
+        ([], "no_such_module:features", "there is no module no_such_module."),
+        ([], "thumbnails", "`extractor` must be inception or module:function, got 'thumbnails'."),
+        (["--inception_weights", "x"], "tiny_extractor:nan", "--inception_weights is for the extractor inception"),
+        (["--batch_size", 0], "tiny_extractor:nan", "`batch_size` must be at least 1, got 0."),
+    ],
+)
+def test_bad_flags(command, files, argv, extractor, said):
+    assert said in command(files / "samples.npz", files / "reference.npz", *argv, extractor=extractor, status=2)
+
+
+@pytest.mark.parametrize(
+    ("mean", "covariance", "said"),
+    [
+        (np.zeros(5), np.eye(5), "is of 5 features, but the extractor thumbnails makes 6"),
+        (np.zeros(6), np.eye(5), "must have the shapes (D,) and (D, D), got (6,) and (5, 5)."),
+        (np.full(6, np.nan), np.eye(6), "hold values that are not finite."),
+    ],
+)
+def test_bad_statistics(command, files, mean, covariance, said):
+    bad = save_npz(files / "bad.npz", mu=mean, sigma=covariance)
+    assert said in command(files / "samples.npz", bad, status=2)
+
+
+def test_only_a_report_is_replaced(command, files):
+    (files / "report").mkdir()
+    (files / "report" / "thesis.tex").write_text("precious")
+    said = command(files / "samples.npz", files / "reference.npz", status=2)
+    assert "This folder has no report.json and would be replaced whole" in said
+    assert os.listdir(files / "report") == ["thesis.tex"]
