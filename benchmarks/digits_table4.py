@@ -114,8 +114,8 @@ def main() -> None:
         "| unet | scale | judged | precision | recall | Frechet distance |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    rows += [_row(unet_name, f"{scale:g}", values) for (unet_name, scale), values in cells.items()]
-    rows.append(_row("real held-out digits", "", held_out))
+    rows += [format_row(unet_name, f"{scale:g}", values) for (unet_name, scale), values in cells.items()]
+    rows.append(format_row("real held-out digits", "", held_out))
     table = "\n".join(rows) + "\n"
     (args.output_dir / "table.md").write_text(table)
     plot(cells, args.output_dir / "curve.png", f"{args.sampler.upper()}, {args.num_inference_steps} steps")
@@ -123,7 +123,7 @@ def main() -> None:
     print(f"Look at {args.output_dir / 'table.md'} and {args.output_dir / 'curve.png'}.")
 
 
-def _row(name: str, scale: str, values: dict[str, float]) -> str:
+def format_row(name: str, scale: str, values: dict[str, float]) -> str:
     judged, precision, recall, distance = (values[column] for column in COLUMNS)
     return f"| {name} | {scale} | {judged:.1%} | {precision:.3f} | {recall:.3f} | {distance:.2f} |"
 

@@ -1,0 +1,143 @@
+"""The paper's upsampling stack on digits: 4x4 pixels to 16x16, against interpolation and against a single stage.
+
+    python benchmarks/digits_cascade.py --single_stage RUN_DIR/single_stage --output_dir cascade
+
+writes two tables to `table.md` and the pictures `upsampled.png` and `generated.png`:
+
+    held-out real digits, scaled down to 4x4: PSNR against the originals, and how many the judge reads right
+    generated digits: cascades and single-stage generation, in the columns of `digits_table4.py`
+
+`--single_stage` names a unet that trained as long as the stack (`training/recipes/digits_cascade.sh` makes one).
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from digits_judge import DigitsJudge, real_digits
+from digits_table4 import NUM_CLASSES, format_row, measure
+from PIL import Image
+
+from diffusers_cg import (
+    DIGITS,
+    ClassifierGuidedDDIMPipeline,
+    ClassifierGuidedSuperResolutionPipeline,
+    NoisyClassifierModel,
+)
+from diffusers_cg.image_grid import image_grid
+
+
+STEPS = 25
+SCALES = (0.0, 1.0, 3.0)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--single_stage", type=Path, help="Output folder of train_unet.py at 16x16 to compare with.")
+    parser.add_argument("--num_samples", type=int, default=1000, help="Generated images per row.")
+    parser.add_argument("--batch_size", type=int, default=100, help="Changes the speed, not the images.")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    return parser.parse_args()
+
+
+def load_upsampler() -> ClassifierGuidedSuperResolutionPipeline:
+    """The upsampler that ships, with DDIM steps, guided by the classifier of the digits pipeline."""
+    folder = DIGITS / "upsampler"
+    return ClassifierGuidedSuperResolutionPipeline.from_pretrained(
+        folder,
+        scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler"),
+        classifier=NoisyClassifierModel.from_pretrained(DIGITS, subfolder="classifier"),
+    )
+
+
+def draw(pipe, labels: np.ndarray, scale: float, batch_size: int, low: np.ndarray | None = None) -> np.ndarray:
+    """Images (N, H, W, 1) in [0, 1]; image k is drawn from seed k."""
+    images = []
+    for first in range(0, len(labels), batch_size):
+        part = slice(first, first + batch_size)
+        pipe.set_progress_bar_config(desc=f"scale {scale:g}, image {first} of {len(labels)}", leave=False)
+        images.append(
+            pipe(
+                class_labels=labels[part].tolist(),
+                num_inference_steps=STEPS,
+                classifier_scale=scale,
+                generator=[torch.Generator().manual_seed(first + k) for k in range(len(labels[part]))],
+                output_type="np",
+                **({} if low is None else {"image": low[part]}),
+            ).images
+        )
+    return np.concatenate(images)
+
+
+def resize(images: np.ndarray, side: int, resample: Image.Resampling) -> np.ndarray:
+    """Images (N, H, W, 1) in [0, 1] at another size."""
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(image[..., 0].astype(np.float32)).resize((side, side), resample))
+            for image in images
+        ]
+    )[..., None].clip(0, 1)
+
+
+def main() -> None:
+    args = parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    judge, splits = DigitsJudge(), real_digits()
+    real, labels = splits["test"]
+    upsampler = load_upsampler()
+
+    low = resize(real, 4, Image.Resampling.BOX)
+    versions = {
+        "bilinear": resize(low, 16, Image.Resampling.BILINEAR),
+        "bicubic": resize(low, 16, Image.Resampling.BICUBIC),
+        **{f"ours, scale {scale:g}": draw(upsampler, labels, scale, args.batch_size, low) for scale in SCALES},
+        "original": real,
+    }
+    lines = ["| 360 held-out digits, 4x4 to 16x16 | PSNR (dB) | judged |", "| --- | --- | --- |"]
+    for name, images in versions.items():
+        error = ((images - real) ** 2).mean(axis=(1, 2, 3))
+        psnr = "" if name == "original" else f"{(-10 * np.log10(error)).mean():.2f}"
+        lines.append(f"| {name} | {psnr} | {(judge.predict(images) == labels).mean():.1%} |")
+    shown = [int(np.flatnonzero(labels == label)[0]) for label in range(NUM_CLASSES)]
+    columns = {"4x4": low, **versions}
+    grid = image_grid(
+        [[images[k] for images in columns.values()] for k in shown], column_labels=list(columns), tile_size=96
+    )
+    grid.save(args.output_dir / "upsampled.png")
+
+    labels = np.arange(args.num_samples) % NUM_CLASSES
+    reference = judge.features(splits["train"][0])
+    base = ClassifierGuidedDDIMPipeline.from_pretrained(DIGITS / "low_res")
+    single = None
+    if args.single_stage is not None:
+        single = ClassifierGuidedDDIMPipeline.from_pretrained(args.single_stage, classifier=upsampler.classifier)
+    generated, lows = {}, {}
+    for scale in SCALES:
+        lows[scale] = draw(base, labels, scale, args.batch_size)
+        generated["cascade", scale] = draw(upsampler, labels, scale, args.batch_size, lows[scale])
+        if single is not None:
+            generated["single stage", scale] = draw(single, labels, scale, args.batch_size)
+    lines += ["", "| generated digits | scale | judged | precision | recall | Frechet distance |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for name, scale in sorted(generated):
+        measured = measure(judge, reference, generated[name, scale], labels)
+        lines.append(format_row(name, f"{scale:g}", measured))
+    pairs = [
+        [image for scale in SCALES for image in (lows[scale][label], generated["cascade", scale][label])]
+        for label in range(NUM_CLASSES)
+    ]
+    titles = [title for scale in SCALES for title in (f"low, {scale:g}", f"high, {scale:g}")]
+    grid = image_grid(pairs, row_labels=[str(k) for k in range(NUM_CLASSES)], column_labels=titles, tile_size=96)
+    grid.save(args.output_dir / "generated.png")
+
+    table = "\n".join(lines) + "\n"
+    (args.output_dir / "table.md").write_text(table)
+    print(table)
+    for name in ("table.md", "upsampled.png", "generated.png"):
+        print(f"Look at {args.output_dir / name}.")
+
+
+if __name__ == "__main__":
+    main()
