@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageOps
 
 from diffusers_cg.errors import UserError
+from diffusers_cg.image_grid import GRID_FILE
 
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -21,6 +22,11 @@ def list_files(directory: Path) -> list[Path]:
         for file in sorted(directory.rglob("*"))
         if file.is_file() and not any(part.startswith(".") for part in file.relative_to(directory).parts)
     ]
+
+
+def list_images(directory: Path) -> list[Path]:
+    """[`list_files`], without the overview of samples on top, `grid.png`."""
+    return [file for file in list_files(directory) if file != directory / GRID_FILE]
 
 
 def list_class_folders(directory: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from diffusers_cg.diffusion.conditioning_augmentation import augment_low_res, gaussian_blur
 from diffusers_cg.diffusion.gaussian_diffusion import Gaussian, GaussianDiffusion, ReverseStep, split_model_output
+from diffusers_cg.diffusion.likelihood import BitsPerDimension, bits_per_dimension
 from diffusers_cg.diffusion.losses import TrainingLosses, prior_term, training_losses, variational_bound_term
 from diffusers_cg.diffusion.schedulers import (
     resolve_timesteps,
@@ -13,12 +14,14 @@ from diffusers_cg.diffusion.timestep_samplers import LossSecondMomentSampler
 
 
 __all__ = [
+    "BitsPerDimension",
     "Gaussian",
     "GaussianDiffusion",
     "LossSecondMomentSampler",
     "ReverseStep",
     "TrainingLosses",
     "augment_low_res",
+    "bits_per_dimension",
     "gaussian_blur",
     "prior_term",
     "resolve_timesteps",

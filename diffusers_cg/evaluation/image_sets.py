@@ -11,8 +11,7 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
-from diffusers_cg.image_files import DECODING_ERRORS, list_files, load_image
-from diffusers_cg.image_grid import GRID_FILE
+from diffusers_cg.image_files import DECODING_ERRORS, list_images, load_image
 
 
 IMAGES = "arr_0"
@@ -187,7 +186,7 @@ def open_reference(
 
 
 def _open_folder(path: Path) -> FolderImages:
-    files = [file for file in list_files(path) if file != path / GRID_FILE]
+    files = list_images(path)
     if not files:
         raise ValueError(f"{path} holds no images.")
     size, modes, formats = None, set(), set()
