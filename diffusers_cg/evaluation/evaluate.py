@@ -217,11 +217,11 @@ def _warnings(
             continue
         if len(images) < COMPARABLE_NUMBER and not (name == "reference" and "pool" in stated):
             warnings.append(
-                f"The {name} are {len(images)} images: below {COMPARABLE_NUMBER} all metrics depend on the number, so "
-                "compare only with numbers of as many images."
+                f"Of the {name} there are {len(images)} images: below {COMPARABLE_NUMBER} all metrics depend on the "
+                "number, so compare only with numbers of as many images."
             )
         if images.is_lossy:
-            warnings.append(f"The {name} were compressed with loss (JPEG or WebP), which shifts FID and sFID.")
+            warnings.append(f"Files of the {name} are compressed with loss (JPEG or WebP), which shifts FID and sFID.")
     if reference is not None and samples.shape[1:] != reference.shape[1:]:
         warnings.append(
             f"The samples are {_size(samples.shape[1:])} and the reference {_size(reference.shape[1:])}: metrics tell "

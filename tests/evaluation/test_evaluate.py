@@ -95,8 +95,8 @@ def test_report(command, files):
     assert f"| FID | {expected.metrics['fid']:.4f} |" in markdown
     assert f"- Samples: {files / 'samples.npz'}, 30 images of 8x8 in color\n" in markdown
     assert "- Extractor: thumbnails, hash `1`" in markdown
-    assert "- Warning: The samples are 30 images: below 10000" in markdown
-    assert "- Warning: The reference are 40 images: below 10000" in markdown
+    assert "- Warning: Of the samples there are 30 images: below 10000" in markdown
+    assert "- Warning: Of the reference there are 40 images: below 10000" in markdown
     command(files / "reference.npz", files / "reference.npz")
     assert json.loads((files / "report" / "report.json").read_text())["metrics"]["fid"] == pytest.approx(0, abs=1e-6)
 
@@ -158,7 +158,7 @@ def test_an_extractor_of_pool_features_alone():
 def test_warnings_of_numbers_that_are_not_comparable(files):
     save_folder(files / "jpeg", pixels(5, size=16), ".jpg")
     warnings = evaluate(files / "jpeg", REFERENCE, Thumbnails()).warnings
-    assert any(warning.startswith("The samples were compressed with loss") for warning in warnings)
+    assert any(warning.startswith("Files of the samples are compressed with loss") for warning in warnings)
     assert any("The samples are 16x16 in color and the reference 8x8 in color" in warning for warning in warnings)
     assert "The features are those of thumbnails: published numbers are of Inception's." in warnings
 
