@@ -47,7 +47,7 @@ def load_upsampler() -> ClassifierGuidedSuperResolutionPipeline:
     folder = DIGITS / "upsampler"
     return ClassifierGuidedSuperResolutionPipeline.from_pretrained(
         folder,
-        scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler"),
+        scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler", timestep_spacing="leading"),
         classifier=NoisyClassifierModel.from_pretrained(DIGITS, subfolder="classifier"),
     )
 

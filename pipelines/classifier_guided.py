@@ -14,7 +14,7 @@ from diffusers_cg.diffusion import resolve_timesteps
 from diffusers_cg.guidance import ClassifierGuidance, Guidance
 from diffusers_cg.models import NoisyClassifierModel
 from diffusers_cg.pipelines.image_inputs import images_to_tensor
-from diffusers_cg.pipelines.steps import Generators, Step
+from diffusers_cg.pipelines.steps import Generators, Step, warn_of_amplification
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -288,6 +288,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             guidance = ClassifierGuidance(self.classifier)
 
         timesteps = resolve_timesteps(self.scheduler, num_inference_steps, timesteps)
+        if guided and self.sampler == "ddim":
+            warn_of_amplification(self.scheduler, timesteps)
         return SamplingInputs(
             latents=self.prepare_latents(batch_size, generator, latents),  # last: it draws noise
             class_labels=labels,

@@ -31,7 +31,8 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
     stages: `low = base(class_labels=y).images`, then `upsampler(image=low, class_labels=y).images`.
 
     A `DDPMScheduler` is stepped as [`ClassifierGuidedDDPMPipeline`] does, any other scheduler as
-    [`ClassifierGuidedDDIMPipeline`] does; steps and scale default to those saved for its kind.
+    [`ClassifierGuidedDDIMPipeline`] does; steps and scale default to those saved for its kind. For DDIM steps, pass
+    `scheduler=DDIMScheduler.from_pretrained(path, subfolder="scheduler", timestep_spacing="leading")`.
 
     Args:
         unet ([`ADMUNet2DModel`]): An upsampling one (`low_res_channels` above 0), class-conditional or not.

@@ -1,6 +1,7 @@
 """One guided step, by Algorithm 1 or 2 of *Diffusion Models Beat GANs on Image Synthesis*, as the pipelines run it."""
 
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,6 +13,10 @@ from diffusers_cg.diffusion import GaussianDiffusion, scheduler_for_guided_noise
 
 Generators = torch.Generator | list[torch.Generator] | None
 """One for the batch, one per image, or PyTorch's own."""
+
+MAX_AMPLIFICATION = 100  # of guidance by one step; the paper's settings stay below 3
+
+logger = logging.getLogger(__name__)
 
 Step = Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor | float], torch.Tensor]
 """(sample x_t, t, model_output, scaled gradient or 0) -> prev_sample."""
@@ -97,6 +102,17 @@ def noise_step(scheduler: SchedulerMixin, timesteps: Sequence[int], generator: G
         return stepper.step(noise, stepper_timesteps[t], sample, **extra).prev_sample
 
     return step
+
+
+def warn_of_amplification(scheduler: SchedulerMixin, timesteps: Sequence[int]) -> None:
+    """Warns where Algorithm 2's first step takes so little signal to so much more that guidance drowns the image."""
+    signal = GaussianDiffusion.from_scheduler(scheduler, timesteps).alphas_cumprod.sqrt()
+    amplification = (signal[-2] / signal[-1]).item() if len(signal) > 1 else 1.0
+    if amplification > MAX_AMPLIFICATION:
+        logger.warning(
+            f"The first step, from timestep {timesteps[0]}, multiplies what guidance adds by "
+            f"{amplification:.0f}: guided images will be ruined. Give the scheduler timestep_spacing='leading'."
+        )
 
 
 def inversion_step(scheduler: SchedulerMixin, timesteps: Sequence[int]) -> Step:

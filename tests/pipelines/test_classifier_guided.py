@@ -281,6 +281,15 @@ def test_other_schedulers_on_guided_noise(pipes, scheduler):
     assert torch.equal(draw(pipe, classifier_scale=1.0, **options), guided)
 
 
+def test_a_first_step_that_blows_guidance_up_is_warned_of(caplog):
+    cosine = {"beta_schedule": "squaredcos_cap_v2"}
+    for spacing, scale, warned in (("linspace", 1.0, True), ("linspace", 0.0, False), ("leading", 1.0, False)):
+        pipe = tiny.pipeline(DDIM, scheduler=DDIMScheduler(timestep_spacing=spacing, **cosine))
+        caplog.clear()
+        draw(pipe, classifier_scale=scale)
+        assert ("timestep_spacing='leading'" in caplog.text) == warned
+
+
 def test_stock_unet():
     torch.manual_seed(0)
     unet = UNet2DModel(
