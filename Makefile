@@ -23,6 +23,8 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,quality]'
+	# alone: the torchvision that it asks for does not go with every torch, and what the tests run needs none of it
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps torch-fidelity
 	touch $@
 
 clean:
