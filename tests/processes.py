@@ -80,6 +80,7 @@ def _child(function: Callable, args: tuple, log: Path, at: Signal | None, file_s
     import torch
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore it
     os.environ["ACCELERATE_USE_CPU"] = "true"  # where runs are the same to the last bit
     multiprocessing.set_start_method("fork", force=True)  # of processes that load images, else slow to start from here
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

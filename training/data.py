@@ -72,7 +72,7 @@ def load_image_folder(data_dir: str | Path, skip_bad_images: bool = False, verif
                     f"{len(faults)} of {len(files)} files cannot be read as images: {named}{more}. Remove them, or "
                     "pass --skip_bad_images to train without them."
                 )
-            print(f"Skipped {len(faults)} files that cannot be read as images: {named}{more}.")
+            print(f"Skipped {len(faults)} files that cannot be read as images: {named}{more}.", flush=True)
             files = [(file, label) for file, label in files if file not in faults]
 
     counts = np.bincount([label for _, label in files], minlength=len(class_dirs))
