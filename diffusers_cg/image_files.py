@@ -10,7 +10,7 @@ from diffusers_cg.errors import UserError
 from diffusers_cg.image_grid import GRID_FILE
 
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # what PIL's decoders raise on damaged files
 DECODING_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 
@@ -68,7 +68,7 @@ def convert_channels(image: Image.Image, channels: int) -> Image.Image:
     if channels != 4 and image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert(MODES[channels])
+    return image.convert(PIL_MODES[channels])
 
 
 def resize_and_crop(image: Image.Image, resolution: int, center_crop: bool, rng: np.random.Generator) -> Image.Image:

@@ -13,6 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers_cg.diffusion import resolve_timesteps
 from diffusers_cg.guidance import ClassifierGuidance, Guidance
 from diffusers_cg.models import NoisyClassifierModel
+from diffusers_cg.models.adm_trunk import height_and_width
 from diffusers_cg.pipelines.image_inputs import images_to_tensor
 from diffusers_cg.pipelines.steps import Generators, Step, warn_of_amplification
 
@@ -194,7 +195,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the unet's images."""
-        return self.unet.config.in_channels, *sides(self.unet.config.sample_size)
+        return self.unet.config.in_channels, *height_and_width(self.unet.config.sample_size)
 
     def prepare_latents(
         self,
@@ -347,11 +348,6 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images)
 
 
-def sides(size: int | Sequence[int]) -> tuple[int, ...]:
-    """(height, width) of a size that may be given as one number."""
-    return tuple(size) if isinstance(size, list | tuple) else (size, size)
-
-
 def check_classifier(unet: UNet2DModel, classifier: NoisyClassifierModel | None) -> None:
     """Raises `ValueError` where the classifier, if there is one, cannot read the unet's samples or knows other classes."""
     if classifier is None:
@@ -359,7 +355,7 @@ def check_classifier(unet: UNet2DModel, classifier: NoisyClassifierModel | None)
 
     facts = [
         ("channels", unet.config.in_channels, classifier.config.in_channels),
-        ("image size", sides(unet.config.sample_size), sides(classifier.config.sample_size)),
+        ("image size", height_and_width(unet.config.sample_size), height_and_width(classifier.config.sample_size)),
     ]
     if unet.config.num_class_embeds is not None:
         facts.append(("number of classes", unet.config.num_class_embeds, classifier.config.num_classes))

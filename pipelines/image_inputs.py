@@ -7,8 +7,7 @@ import torch
 from diffusers.image_processor import PipelineImageInput
 from PIL import Image
 
-
-PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+from diffusers_cg.image_files import PIL_MODES
 
 
 def images_to_tensor(image: PipelineImageInput, shape: tuple[int, int, int]) -> torch.Tensor:

@@ -12,7 +12,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers_cg.diffusion import augment_low_res
 from diffusers_cg.guidance import Guidance
 from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
-from diffusers_cg.pipelines.classifier_guided import Callback, ClassifierGuidedPipeline, sides
+from diffusers_cg.models.adm_trunk import height_and_width
+from diffusers_cg.pipelines.classifier_guided import Callback, ClassifierGuidedPipeline
 from diffusers_cg.pipelines.steps import (
     Generators,
     Step,
@@ -94,7 +95,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
     @property
     def low_res_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of the low-resolution images."""
-        return self.unet.config.low_res_channels, *sides(self.config.low_res_size)
+        return self.unet.config.low_res_channels, *height_and_width(self.config.low_res_size)
 
     def make_step(self, timesteps: Sequence[int], generator: Generators, eta: float) -> Step:
         """One step of the scheduler's kind."""
@@ -177,7 +178,7 @@ def check_low_res_size(low_res_size: int | Sequence[int] | None, sample_size: in
         raise ValueError(
             "`low_res_size` is missing: pass height and width of the low-resolution images that the unet was trained on."
         )
-    low, high = sides(low_res_size), sides(sample_size)
+    low, high = height_and_width(low_res_size), height_and_width(sample_size)
     if len(low) != 2 or not all(isinstance(a, int) and 1 <= a <= b for a, b in zip(low, high)):
         raise ValueError(
             f"`low_res_size` must be one side or two, up to those of the unet {high}, got {low_res_size}."

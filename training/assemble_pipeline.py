@@ -9,7 +9,6 @@ with `--low_res_size`) and a classifier at its high resolution it becomes a `Cla
 import argparse
 from pathlib import Path
 
-import torch
 from diffusers import DDPMScheduler
 
 from diffusers_cg import (
@@ -20,9 +19,7 @@ from diffusers_cg import (
 )
 from diffusers_cg.errors import UserError, command, user_errors
 from diffusers_cg.files import atomic_directory
-
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from diffusers_cg.hub.conversion import DTYPES
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

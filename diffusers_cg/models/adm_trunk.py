@@ -18,13 +18,18 @@ TimeScaleShift = Literal["scale_shift", "default"]
 CPU_ALIGNMENT = 64  # bytes, of what torch allocates
 
 
+def height_and_width(size: int | Sequence[int]) -> tuple[int, ...]:
+    """The two sides of a size that may be given as one number."""
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
+
+
 def level_resolutions(sample_size: int | Sequence[int], num_levels: int) -> list[int]:
     """Shorter side of the feature maps at every level, finest first, in pixels.
 
     Raises:
         ValueError: if a side of `sample_size` cannot be halved `num_levels - 1` times.
     """
-    sides = (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+    sides = height_and_width(sample_size)
     divisor = 2 ** (num_levels - 1)
     if len(sides) != 2 or any(side < divisor or side % divisor for side in sides):
         raise ValueError(

@@ -13,7 +13,7 @@ from diffusers_cg.models.adm_trunk import (
     ADMTrunkMixin,
     ResampleType,
     TimeScaleShift,
-    level_resolutions,
+    height_and_width,
     resolve_attention_head_dim,
     unet2d_arguments,
 )
@@ -114,14 +114,14 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
 
         channels = unet.config.block_out_channels[-1]
         if pool == "attention":
-            sides = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-            divisor = sides[0] // level_resolutions(sides[0], len(channel_multipliers))[-1]
+            height, width = height_and_width(sample_size)
+            divisor = 2 ** (len(channel_multipliers) - 1)
             self.head = nn.Sequential(
                 nn.GroupNorm(norm_num_groups, channels),
                 nn.SiLU(),
                 AttentionPool2D(
                     channels,
-                    num_positions=(sides[0] // divisor) * (sides[1] // divisor),
+                    num_positions=(height // divisor) * (width // divisor),
                     attention_head_dim=attention_head_dim or channels // num_attention_heads,
                     out_features=num_classes,
                 ),
@@ -165,9 +165,7 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
         """
         self.check_sample(sample)
         size = self.config.sample_size
-        if self.config.pool == "attention" and tuple(sample.shape[2:]) != (
-            (size, size) if isinstance(size, int) else tuple(size)
-        ):
+        if self.config.pool == "attention" and tuple(sample.shape[2:]) != height_and_width(size):
             raise ValueError(
                 f"A classifier with attention pooling takes images of its own size {size}, got {tuple(sample.shape[2:])}."
             )
