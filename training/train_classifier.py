@@ -26,7 +26,8 @@ from diffusers_cg.training.arguments import (
     check_training_arguments,
     trunk_arguments,
 )
-from diffusers_cg.training.data import TrainingImages, draw_timesteps_and_noise, load_image_folder
+from diffusers_cg.training.data import TrainingImages, load_image_folder
+from diffusers_cg.training.draws import draw_timesteps_and_noise
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 
 

@@ -13,10 +13,10 @@ from diffusers_cg.training import export_digits
 from diffusers_cg.training.data import (
     EndlessSampler,
     TrainingImages,
-    draw_timesteps_and_noise,
     load_image_folder,
     training_loader,
 )
+from diffusers_cg.training.draws import draw_timesteps_and_noise
 
 
 def save_image(path, pixels, **options):
