@@ -1,7 +1,7 @@
 """The command `diffusers-cg`: thin; what it calls can be called from Python."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -33,6 +33,16 @@ def diffusers_cg() -> None:
     """ADM and classifier guidance on diffusers."""
 
 
+Dtype = Literal["fp32", "fp16", "bf16"]
+MODEL = typer.Option("--model", help="Pipeline that draws from noise: its folder, or Hub name.")
+DEVICE = typer.Option("--device", help="cuda, cpu, ...; a GPU if there is one by default.")
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 DIFFUSERS_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 FACTS = "Facts that only a checkpoint other than OpenAI's 15 released ones needs"
 
@@ -43,9 +53,7 @@ def convert(
     unet: Annotated[Path, typer.Argument(metavar="UNET.pt", help="OpenAI's file, or one of its layout.")],
     output: Annotated[Path, typer.Option("--output", help="Folder to write; a pipeline that is there is replaced.")],
     classifier: Annotated[Path | None, typer.Option("--classifier", help="The classifier's file.")] = None,
-    dtype: Annotated[
-        Literal["fp32", "fp16", "bf16"], typer.Option("--dtype", help="Precision of the stored weights.")
-    ] = "fp32",
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Precision of the stored weights.")] = "fp32",
     max_shard_size: Annotated[
         str, typer.Option("--max_shard_size", help="Larger files of weights are split.")
     ] = "10GB",
@@ -112,24 +120,33 @@ def convert(
 @app.command(cls=ManyValues)
 @command
 def sample(
-    model: Annotated[str, typer.Option("--model", help="Pipeline that draws from noise: its folder, or Hub name.")],
-    output: Annotated[Path, typer.Option("--output", help="Folder to write; samples that are there are replaced.")],
-    upsampler: Annotated[
-        str | None, typer.Option("--upsampler", help="Upsampling pipeline for the images of the first.")
-    ] = None,
+    model: Annotated[str, MODEL],
+    output: Annotated[Path, typer.Option("--output", help="Folder of the samples; an earlier run's goes on.")],
+    num_samples: Annotated[int, typer.Option("--num_samples", help="Images in all.")] = 16,
     classes: Annotated[
         list[int] | None,
-        typer.Option("--classes", help="Class labels, one or several; left out for models that need none."),
+        typer.Option("--classes", help="Class labels; all of the model's by default, if it needs any."),
     ] = None,
-    num_images_per_class: Annotated[int, typer.Option("--num_images_per_class", help="Images of every class.")] = 8,
+    random_classes: Annotated[
+        bool, typer.Option("--random_classes", help="Draw each image's class, instead of as many of each.")
+    ] = False,
     sampler: Annotated[
         Literal["ddpm", "ddim"], typer.Option("--sampler", help="Algorithm 1 or 2 of the paper, in both stages.")
     ] = "ddpm",
     num_inference_steps: Annotated[
         int | None, typer.Option("--num_inference_steps", help="Steps of the first stage; saved with it by default.")
     ] = None,
+    timesteps: Annotated[
+        list[int] | None, typer.Option("--timesteps", help="Its timesteps, decreasing, in place of a number of steps.")
+    ] = None,
     classifier_scale: Annotated[
         float | None, typer.Option("--classifier_scale", help="Its scale of guidance, 0 for none; saved by default.")
+    ] = None,
+    eta: Annotated[
+        float | None, typer.Option("--eta", help="Noise of DDIM's steps, 0 (default) to 1, in both stages.")
+    ] = None,
+    upsampler: Annotated[
+        str | None, typer.Option("--upsampler", help="Upsampling pipeline for the images of the first.")
     ] = None,
     upsampler_num_inference_steps: Annotated[
         int | None, typer.Option("--upsampler_num_inference_steps", help="Steps of the upsampler.")
@@ -145,40 +162,50 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="What the images follow from.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch_size", help="Images at once; changes none of them.")] = 8,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cuda, cpu, ...; a GPU if there is one by default.")
-    ] = None,
+    png: Annotated[bool, typer.Option("--png/--no_png", help="Leave a file per image, in a folder per class.")] = True,
+    npz: Annotated[
+        bool, typer.Option("--npz/--no_npz", help="Leave samples.npz, in the layout of the reference.")
+    ] = False,
+    dtype: Annotated[Dtype, typer.Option("--dtype", help="Precision of the networks.")] = "fp32",
+    device: Annotated[str | None, DEVICE] = None,
 ) -> None:
-    """Draws images into a folder per class, and a grid of some of them into grid.png.
+    """Draws images into a folder per class, or into samples.npz, and a grid of some of them into grid.png.
 
-    With --upsampler the first pipeline draws all images at its low resolution, and then the second one upsamples them:
-    one of the two is in memory at a time.
+    Stopped and started again it goes on. With `accelerate launch -m diffusers_cg sample ...` several processes share the
+    work. With --upsampler the first pipeline draws all images at its low resolution, and then the second one upsamples
+    them: one of the two is in memory at a time.
     """
-    from diffusers_cg.sampling import Stage, sample_to_folder
+    from diffusers_cg.hub.conversion import DTYPES
+    from diffusers_cg.sampling import Stage, sample_to_folder, start_processes
 
-    options = {"low_res_noise": low_res_noise, "low_res_blur": low_res_blur}
-    options = {name: value for name, value in options.items() if value is not None}
     of_upsampler = {
         "num_inference_steps": upsampler_num_inference_steps,
         "classifier_scale": upsampler_classifier_scale,
     }
+    low_res = given(low_res_noise=low_res_noise, low_res_blur=low_res_blur)
     with user_errors():
         upsampling = None
         if upsampler is not None:
-            upsampling = Stage(upsampler, sampler, **of_upsampler, options=options)
-        elif options or any(value is not None for value in of_upsampler.values()):
+            upsampling = Stage(
+                upsampler, sampler, **of_upsampler, dtype=DTYPES[dtype], options=given(eta=eta) | low_res
+            )
+        elif low_res or given(**of_upsampler):
             raise UserError("Flags of the upsampler need one: pass --upsampler, or leave them out.")
+        options = given(eta=eta, timesteps=timesteps or None)
         sample_to_folder(
             output,
-            Stage(model, sampler, num_inference_steps, classifier_scale),
+            Stage(model, sampler, num_inference_steps, classifier_scale, DTYPES[dtype], options),
             upsampling,
-            class_labels=classes or None,
-            num_images_per_class=num_images_per_class,
+            num_samples=num_samples,
+            classes=classes or None,
+            random_classes=random_classes,
             seed=seed,
             batch_size=batch_size,
+            png=png,
+            npz=npz,
             device=device,
         )
-    print(f"Saved {output}.")
+    start_processes().print(f"Saved {output}.")
 
 
 @app.command()
@@ -240,7 +267,7 @@ def evaluate(
 @app.command()
 @command
 def nll(
-    model: Annotated[str, typer.Option("--model", help="Pipeline that draws from noise: its folder, or Hub name.")],
+    model: Annotated[str, MODEL],
     data: Annotated[
         Path, typer.Option("--data", help="Folder of images; of a subfolder per class if the unet is conditional.")
     ],
@@ -250,9 +277,7 @@ def nll(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="What the noise follows from.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch_size", help="Images at once; changes no number.")] = 8,
-    device: Annotated[
-        str | None, typer.Option("--device", help="cuda, cpu, ...; a GPU if there is one by default.")
-    ] = None,
+    device: Annotated[str | None, DEVICE] = None,
 ) -> None:
     """Measures bits per dimension of images by the variational bound: nll.json, terms.npz and nll.png.
 

@@ -10,6 +10,10 @@ from diffusers_cg.errors import UserError
 from diffusers_cg.image_grid import GRID_FILE
 
 
+# what lies on top of a folder of samples, beside the images
+SETTINGS_FILE, NPZ_FILE = "sampling.json", "samples.npz"
+BESIDE_SAMPLES = (GRID_FILE, SETTINGS_FILE, NPZ_FILE)
+
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # what PIL's decoders raise on damaged files
 DECODING_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
@@ -25,8 +29,9 @@ def list_files(directory: Path) -> list[Path]:
 
 
 def list_images(directory: Path) -> list[Path]:
-    """[`list_files`], without the overview of samples on top, `grid.png`."""
-    return [file for file in list_files(directory) if file != directory / GRID_FILE]
+    """[`list_files`], without what `diffusers-cg sample` puts on top of a folder, beside the images."""
+    beside = {directory / name for name in BESIDE_SAMPLES}
+    return [file for file in list_files(directory) if file not in beside]
 
 
 def list_class_folders(directory: Path) -> list[Path]:
