@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Literal
 
 import torch
@@ -57,7 +58,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.
 
     Raises:
-        ValueError: if the channels, the image size or the number of classes of unet and classifier differ.
+        ValueError: if the channels, the image size, or the number or names of the classes of unet and classifier differ.
     """
 
     model_cpu_offload_seq = "unet->classifier"
@@ -161,6 +162,38 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         if self.unet.config.num_class_embeds is not None:
             return self.unet.config.num_class_embeds
         return None if self.classifier is None else self.classifier.config.num_classes
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """What the classes are called, in the order of their labels; None if neither unet nor classifier states it."""
+        for model in (self.unet, self.classifier):
+            if model is not None and model.config.get("class_names") is not None:
+                return list(model.config.class_names)
+        return None
+
+    def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
+        """Labels of classes by their names, to be passed as `class_labels`.
+
+        Args:
+            label (`str` or sequence of `str`): One name or several, each of [`class_names`].
+
+        Raises:
+            ValueError: if a name is unknown (the nearest one is named) or belongs to several classes, or the classes
+                have no names.
+        """
+        class_names = self.class_names
+        if class_names is None:
+            raise ValueError("The classes of this pipeline have no names: pass their numbers as `class_labels`.")
+        label_ids = []
+        for name in [label] if isinstance(label, str) else label:
+            found = [i for i, class_name in enumerate(class_names) if class_name == name]
+            if not found:
+                nearest = get_close_matches(str(name), class_names, n=1, cutoff=0.0)[0]
+                raise ValueError(f"There is no class {name!r}; the nearest of the {len(class_names)} is {nearest!r}.")
+            if len(found) > 1:
+                raise ValueError(f"{name!r} is the name of classes {found}: pass the number of the one that you mean.")
+            label_ids += found
+        return label_ids
 
     def prepare_classifier_scale(
         self, classifier_scale: float | Sequence[float] | torch.Tensor, batch_size: int
@@ -359,6 +392,9 @@ def check_classifier(unet: UNet2DModel, classifier: NoisyClassifierModel | None)
     ]
     if unet.config.num_class_embeds is not None:
         facts.append(("number of classes", unet.config.num_class_embeds, classifier.config.num_classes))
+    names = [model.config.get("class_names") for model in (unet, classifier)]
+    if None not in names:
+        facts += [(f"name of class {label}", *pair) for label, pair in enumerate(zip(*names))]
     for name, of_unet, of_classifier in facts:
         if of_unet != of_classifier:
             raise ValueError(

@@ -85,9 +85,10 @@ def main(args: argparse.Namespace) -> None:
     check_training_arguments(args)
     train, validation = load_splits(args)
     accelerator = make_accelerator(args)
+    class_names = train.features["label"].names
     with user_errors():
         classifier = NoisyClassifierModel(
-            num_classes=len(train.features["label"].names), pool=args.pool, **trunk_arguments(args)
+            num_classes=len(class_names), class_names=class_names, pool=args.pool, **trunk_arguments(args)
         )
         scheduler = DDPMScheduler(num_train_timesteps=args.ddpm_num_steps, beta_schedule=args.ddpm_beta_schedule)
     diffusion = GaussianDiffusion.from_scheduler(scheduler)

@@ -166,6 +166,7 @@ def main(args: argparse.Namespace) -> None:
         unet = ADMUNet2DModel(
             out_channels=args.channels * (2 if args.learn_variance else 1),
             num_class_embeds=len(class_names) if args.class_conditional else None,
+            class_names=class_names if args.class_conditional else None,
             low_res_channels=args.channels if upsamples else 0,
             **trunk_arguments(args),
         )

@@ -143,6 +143,16 @@ def resolve_attention_head_dim(attention_head_dim: int | None, num_attention_hea
     return 64 if attention_head_dim is None and num_attention_heads is None else attention_head_dim
 
 
+def check_class_names(class_names: Sequence[str] | None, num_classes: int | None, argument: str) -> None:
+    """Raises `ValueError` unless there is a name, a `str`, for each of the model's classes, or no names at all."""
+    if class_names is None:
+        return
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+        raise ValueError(f"`class_names` must be a list of strings, one per class, got {class_names!r}.")
+    if len(class_names) != num_classes:
+        raise ValueError(f"`class_names` holds {len(class_names)} names, but `{argument}` is {num_classes}.")
+
+
 class ADMTrunkMixin(AttentionMixin):
     """The parts of `UNet2DModel` that ADM does differently, and the way down from a noisy sample to its features.
 

@@ -11,6 +11,7 @@ from diffusers_cg.models.adm_trunk import (
     ADMTrunkMixin,
     ResampleType,
     TimeScaleShift,
+    check_class_names,
     resolve_attention_head_dim,
     unet2d_arguments,
 )
@@ -44,6 +45,8 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
         dropout (`float`): Dropout probability in the residual blocks.
         num_class_embeds (`int`, *optional*): Number of classes; None for an unconditional model.
         norm_num_groups (`int`): Groups of every GroupNorm.
+        class_names (`list[str]`, *optional*): What the classes are called, in the order of their labels; kept in the
+            config.
 
     Raises:
         ValueError: if the arguments contradict each other; the sentence names the one to change.
@@ -70,12 +73,14 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
         num_class_embeds: int | None = None,
         norm_num_groups: int = 32,
         low_res_channels: int = 0,
+        class_names: list[str] | None = None,
     ):
         if out_channels not in (in_channels, 2 * in_channels):
             raise ValueError(
                 f"`out_channels` must be {in_channels} (fixed variance) or {2 * in_channels} (learned variance) for "
                 f"{in_channels} image channels, got {out_channels}."
             )
+        check_class_names(class_names, num_class_embeds, "num_class_embeds")
         attention_head_dim = resolve_attention_head_dim(attention_head_dim, num_attention_heads)
         self.register_to_config(attention_head_dim=attention_head_dim)
         config = self.config

@@ -13,6 +13,7 @@ from diffusers_cg.models.adm_trunk import (
     ADMTrunkMixin,
     ResampleType,
     TimeScaleShift,
+    check_class_names,
     height_and_width,
     resolve_attention_head_dim,
     unet2d_arguments,
@@ -53,6 +54,8 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
         base_channels, channel_multipliers, layers_per_block, attention_resolutions, attention_head_dim,
             num_attention_heads, resample_type, resnet_time_scale_shift, rescale_residual, dropout, norm_num_groups:
             as in [`ADMUNet2DModel`].
+        class_names (`list[str]`, *optional*): What the classes are called, in the order of their labels; kept in the
+            config.
 
     Raises:
         ValueError: if the arguments contradict each other; the sentence names the one to change.
@@ -80,12 +83,14 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
         rescale_residual: bool = False,
         dropout: float = 0.0,
         norm_num_groups: int = 32,
+        class_names: list[str] | None = None,
     ):
         super().__init__()
         if pool not in get_args(Pooling):
             raise ValueError(f"`pool` must be one of {get_args(Pooling)}, got {pool!r}.")
         if num_classes < 1:
             raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")
+        check_class_names(class_names, num_classes, "num_classes")
         attention_head_dim = resolve_attention_head_dim(attention_head_dim, num_attention_heads)
         self.register_to_config(attention_head_dim=attention_head_dim)
 

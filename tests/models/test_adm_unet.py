@@ -203,6 +203,31 @@ def test_config_states_the_arguments_of_the_constructor_and_no_others(tmp_path):
     assert stated["num_class_embeds"] == 3 and stated["base_channels"] == 16
 
 
+def test_class_names_are_kept_and_configs_without_them_load(tmp_path):
+    names = ["ant", "bee", "a longer name"]
+    tiny.unet(num_class_embeds=3, class_names=names).save_pretrained(tmp_path)
+    assert ADMUNet2DModel.from_pretrained(tmp_path).config.class_names == names
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["class_names"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert ADMUNet2DModel.from_pretrained(tmp_path).config.class_names is None
+
+
+@pytest.mark.parametrize(
+    ("class_names", "num_class_embeds", "said"),
+    [
+        (["a", "b"], 3, "holds 2 names, but `num_class_embeds` is 3"),
+        (["a", "b"], None, "holds 2 names, but `num_class_embeds` is None"),
+        ("abc", 3, "must be a list of strings, one per class, got 'abc'"),
+        ([1, 2, 3], 3, r"must be a list of strings, one per class, got \[1, 2, 3\]"),
+    ],
+    ids=str,
+)
+def test_class_names_that_do_not_fit(class_names, num_class_embeds, said):
+    with pytest.raises(ValueError, match=f"^`class_names` {said}\\.$"):
+        tiny.fresh_unet(num_class_embeds=num_class_embeds, class_names=class_names)
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -194,6 +194,13 @@ def test_saved_and_loaded(tmp_path, pool):
     assert torch.equal(loaded(sample, 10).logits, classifier(sample, 10).logits)
 
 
+def test_class_names_are_kept(tmp_path):
+    tiny.classifier(class_names=list("vwxyz")).save_pretrained(tmp_path)
+    assert NoisyClassifierModel.from_pretrained(tmp_path).config.class_names == list("vwxyz")
+    with pytest.raises(ValueError, match=r"`class_names` holds 2 names, but `num_classes` is 5\."):
+        tiny.fresh_classifier(class_names=["a", "b"])
+
+
 @every_pooling
 @torch.no_grad()
 def test_half_precision_files(tmp_path, pool):

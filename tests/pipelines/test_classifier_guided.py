@@ -20,7 +20,7 @@ from diffusers import (
 from processes import run_function
 from tiny import seeded
 
-from diffusers_cg import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline, GaussianDiffusion
+from diffusers_cg import DIGITS, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline, GaussianDiffusion
 
 
 DDPM, DDIM = ClassifierGuidedDDPMPipeline, ClassifierGuidedDDIMPipeline
@@ -604,6 +604,46 @@ def test_timesteps_for_a_scheduler_that_takes_none():
     check_refused(pipe, {"timesteps": [900, 10]}, ValueError, "takes no `timesteps` of its own")
 
 
+NAMES = ["ant", "bee", "crane", "dog", "crane"]
+
+
+@pytest.mark.parametrize(
+    "of_unet, of_classifier",
+    [
+        ({"num_class_embeds": 5, "class_names": NAMES}, {}),
+        ({}, {"class_names": NAMES}),
+        ({"num_class_embeds": 5, "class_names": NAMES}, {"class_names": NAMES}),
+    ],
+    ids=["of the unet", "of the classifier", "of both"],
+)
+def test_classes_by_name(tmp_path, of_unet, of_classifier):
+    scheduler = DDPMScheduler(variance_type="learned_range", timestep_spacing="linspace")
+    pipe = DDIM(tiny.unet(**of_unet), scheduler, tiny.classifier(**of_classifier))
+    pipe.save_pretrained(tmp_path)
+    pipe = DDIM.from_pretrained(tmp_path)
+    assert pipe.class_names == NAMES
+    assert pipe.get_label_ids(["dog", "ant", "dog"]) == [3, 0, 3]
+    assert pipe.get_label_ids("bee") == [1]
+    with pytest.raises(ValueError, match=r"^There is no class 'bees'; the nearest of the 5 is 'bee'\.$"):
+        pipe.get_label_ids(["ant", "bees"])
+    with pytest.raises(ValueError, match=r"^'crane' is the name of classes \[2, 4\]: pass the number of the one"):
+        pipe.get_label_ids(["crane"])
+
+
+def test_classes_without_names():
+    pipe = tiny.pipeline(DDIM)
+    assert pipe.class_names is None
+    with pytest.raises(ValueError, match="have no names: pass their numbers as `class_labels`"):
+        pipe.get_label_ids(["ant"])
+
+
+def test_the_digits_that_ship_are_named():
+    for folder in (DIGITS, DIGITS / "low_res"):
+        pipe = DDIM.from_pretrained(folder)
+        assert pipe.unet.config.class_names == pipe.classifier.config.class_names == list("0123456789")
+        assert pipe.get_label_ids(["3", "7"]) == [3, 7]
+
+
 @BOTH
 @pytest.mark.parametrize(
     "of_unet, of_classifier, said",
@@ -616,8 +656,13 @@ def test_timesteps_for_a_scheduler_that_takes_none():
         ),
         ({"sample_size": (8, 16)}, {"sample_size": (16, 8)}, "image size"),
         ({"num_class_embeds": 7}, {}, "the number of classes of the unet is 7, that of the classifier 5"),
+        (
+            {"num_class_embeds": 5, "class_names": list("abcde")},
+            {"class_names": list("abxde")},
+            "the name of class 2 of the unet is c, that of the classifier x",
+        ),
     ],
-    ids=["channels", "size", "orientation", "classes"],
+    ids=["channels", "size", "orientation", "classes", "names"],
 )
 def test_unet_and_classifier_that_do_not_fit(kind, of_unet, of_classifier, said):
     unet, classifier = tiny.fresh_unet(**of_unet), tiny.fresh_classifier(**of_classifier)

@@ -132,6 +132,7 @@ def test_result_of_the_unet_loads_as_a_pipeline_without_classifier(trained_unet)
     pipe = ClassifierGuidedDDIMPipeline.from_pretrained(trained_unet)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.unet.config.num_class_embeds == 3
+    assert pipe.class_names == ["0", "1", "2"]
     assert pipe.unet.config.out_channels == 2
     assert pipe.scheduler.config.variance_type == "learned_range"
     image = pipe(class_labels=2, num_inference_steps=2, classifier_scale=0.0).images[0]
@@ -152,6 +153,7 @@ def test_result_is_the_average_of_the_weights(trained_unet):
 def test_result_of_the_classifier_loads(trained_classifier):
     classifier = NoisyClassifierModel.from_pretrained(trained_classifier)
     assert classifier.config.num_classes == 3
+    assert classifier.config.class_names == ["0", "1", "2"]
     assert classifier(torch.zeros(2, 1, 16, 16), torch.tensor([0, 999])).logits.shape == (2, 3)
 
 
@@ -170,6 +172,7 @@ def test_unconditional_and_fixed_variance_unets(train, tmp_path, class_condition
     )
     pipe = ClassifierGuidedDDIMPipeline.from_pretrained(tmp_path)
     assert pipe.unet.config.num_class_embeds == (3 if class_conditional else None)
+    assert pipe.class_names == (["0", "1", "2"] if class_conditional else None)
     assert pipe.unet.config.out_channels == channels * (2 if learn_variance else 1)
     assert pipe.scheduler.config.variance_type == ("learned_range" if learn_variance else "fixed_large")
     with Image.open(tmp_path / "samples" / "step_0000002.png") as grid:
@@ -211,6 +214,7 @@ def test_from_digits_to_guided_samples_as_typed(few_digits, tiny_flags, train, t
         pipe = ClassifierGuidedDDIMPipeline.from_pretrained(tmp_path / dtype)
         pipe.set_progress_bar_config(disable=True)
         assert {pipe.unet.dtype, pipe.classifier.dtype} == {torch.float32}
+        assert pipe.class_names == ["0", "1", "2"]
         generator = torch.Generator().manual_seed(0)
         images[dtype] = pipe(class_labels=[0, 2], generator=generator, output_type="np").images
         assert images[dtype].shape == (2, 16, 16, 1)
