@@ -68,7 +68,12 @@ def add_trunk_arguments(parser: argparse.ArgumentParser, base_channels: int, lay
         default="scale_shift",
         help="AdaGN, or addition followed by GroupNorm.",
     )
-    group.add_argument("--rescale_residual", action="store_true", help="Divide residual sums by the square root of 2.")
+    group.add_argument(
+        "--rescale_residual",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Divide residual sums by the square root of 2.",
+    )
     group.add_argument("--dropout", type=float, default=0.0, help="Dropout probability in the residual blocks.")
     group.add_argument("--norm_num_groups", type=int, default=32, help="Groups of every GroupNorm.")
 
@@ -79,12 +84,26 @@ def add_training_arguments(
     group = parser.add_argument_group("training")
     group.add_argument("--output_dir", type=Path, required=True, help="Where checkpoints, pictures and the result go.")
     group.add_argument("--seed", type=int, default=0, help="Seed of everything random.")
-    group.add_argument("--train_batch_size", type=int, default=16, help="Images per process and step.")
+    group.add_argument("--train_batch_size", type=int, default=16, help="Images per process at once.")
+    group.add_argument(
+        "--total_batch_size",
+        type=int,
+        help="Images per optimizer step over all processes; as many batches are accumulated as it takes.",
+    )
     group.add_argument("--eval_batch_size", type=int, default=64, help="Images at once where nothing is trained.")
     group.add_argument("--num_epochs", type=int, default=100, help="Passes over the data.")
     group.add_argument("--max_train_steps", type=int, help="Optimizer steps, in place of --num_epochs.")
-    group.add_argument("--gradient_accumulation_steps", type=int, default=1, help="Batches per optimizer step.")
-    group.add_argument("--gradient_checkpointing", action="store_true", help="Less memory, more computation.")
+    group.add_argument(
+        "--gradient_accumulation_steps",
+        type=int,
+        help="Batches of each process per optimizer step: 1, or what --total_batch_size takes.",
+    )
+    group.add_argument(
+        "--gradient_checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Less memory, more computation.",
+    )
     group.add_argument("--learning_rate", type=float, default=learning_rate)
     group.add_argument(
         "--lr_scheduler", default="constant", help="A schedule of diffusers: constant, linear, cosine, ..."
@@ -94,13 +113,27 @@ def add_training_arguments(
     group.add_argument("--adam_beta2", type=float, default=0.999)
     group.add_argument("--adam_weight_decay", type=float, default=weight_decay)
     group.add_argument("--adam_epsilon", type=float, default=1e-8)
-    group.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to this norm.")
+    group.add_argument(
+        "--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to this norm; 0 for no clipping."
+    )
     group.add_argument(
         "--use_ema", action=argparse.BooleanOptionalAction, default=use_ema, help="Average the weights over time."
     )
+    group.add_argument(
+        "--ema_max_decay",
+        type=float,
+        nargs="+",
+        default=[0.9999],
+        help="Decay of the average. Of several, each has its average; the first one's is the result.",
+    )
+    group.add_argument(
+        "--ema_warmup",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Let the decay rise to that as 1 - (1 + step / inv_gamma) ** -power, or else stay at it.",
+    )
     group.add_argument("--ema_inv_gamma", type=float, default=1.0)
     group.add_argument("--ema_power", type=float, default=3 / 4)
-    group.add_argument("--ema_max_decay", type=float, default=0.9999)
     group.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help="Accelerate's setting by default.")
     group.add_argument("--ddpm_num_steps", type=int, default=1000, help="Timesteps T of the diffusion.")
     group.add_argument("--ddpm_beta_schedule", default="linear", help="linear, squaredcos_cap_v2 (cosine), ...")
@@ -149,11 +182,36 @@ def trunk_arguments(args: argparse.Namespace) -> dict:
     }
 
 
+def accumulation_steps(args: argparse.Namespace, num_processes: int) -> int:
+    """Batches of each process per optimizer step.
+
+    Raises:
+        UserError: if `--total_batch_size` is no multiple of what the processes take at once, or contradicts
+            `--gradient_accumulation_steps`.
+    """
+    total, given = args.total_batch_size, args.gradient_accumulation_steps
+    if total is None:
+        return given or 1
+    at_once = args.train_batch_size * num_processes
+    where = f"--train_batch_size {args.train_batch_size} on {num_processes} {'process' if num_processes == 1 else 'processes'}"
+    if total % at_once:
+        raise UserError(
+            f"--total_batch_size {total} is no multiple of {at_once}, the images of {where}: choose a batch size that divides it."
+        )
+    if given is not None and given * at_once != total:
+        raise UserError(
+            f"--total_batch_size {total} takes {total // at_once} batches of {where}, not --gradient_accumulation_steps "
+            f"{given}: leave one of the two out."
+        )
+    return total // at_once
+
+
 def check_training_arguments(args: argparse.Namespace) -> None:
     """Raises `UserError` where a number cannot be meant."""
     positive = (
         "resolution",
         "train_batch_size",
+        "total_batch_size",
         "eval_batch_size",
         "num_epochs",
         "max_train_steps",
@@ -166,8 +224,18 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise UserError(f"--{name} must be greater than 0, got {value}.")
-    for name in ("save_images_epochs", "checkpointing_steps", "lr_warmup_steps", "dataloader_num_workers"):
-        if getattr(args, name) < 0:
+    at_least_0 = (
+        "save_images_epochs",
+        "checkpointing_steps",
+        "lr_warmup_steps",
+        "dataloader_num_workers",
+        "max_grad_norm",
+    )
+    for name in at_least_0:
+        if not getattr(args, name) >= 0:
             raise UserError(f"--{name} must be at least 0, got {getattr(args, name)}.")
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout must lie in [0, 1), got {args.dropout}.")
+    for decay in args.ema_max_decay:
+        if not 0 <= decay < 1:
+            raise UserError(f"--ema_max_decay must lie in [0, 1), got {decay}.")

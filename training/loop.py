@@ -16,11 +16,12 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from diffusers_cg.errors import UserError, user_errors
 from diffusers_cg.files import atomic_directory, atomic_update, partial_path
+from diffusers_cg.training.arguments import accumulation_steps
+from diffusers_cg.training.averages import WeightAverages
 from diffusers_cg.training.data import TrainingImages, training_loader
 
 
@@ -35,13 +36,14 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
     log_with = None if args.logger == "none" else args.logger
     with user_errors():
         accelerator = Accelerator(
-            gradient_accumulation_steps=args.gradient_accumulation_steps,
             mixed_precision=args.mixed_precision,
             log_with=log_with,
             project_config=ProjectConfiguration(
                 project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir)
             ),
         )
+    # not the constructor's argument, which a setting of `accelerate launch` overrides
+    accelerator.gradient_accumulation_steps = accumulation_steps(args, accelerator.num_processes)
     if log_with is not None and not accelerator.log_with:
         raise UserError(f"--logger {args.logger} is not installed: install it, or pass --logger none.")
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -55,18 +57,21 @@ class TrainingLoop:
     Args:
         args (`argparse.Namespace`): The flags of `training/arguments.py`.
         accelerator (`Accelerator`): From [`make_accelerator`].
+        name (`str`): What the model is called, `"unet"` or `"classifier"`.
         model (`ModelMixin`): What is trained; its config identifies checkpoints.
         images (`TrainingImages`): What it is trained on.
         loss_function (`LossFunction`): Loss per image.
         evaluate (callable, *optional*): `(model, step) -> dict of numbers`, called every `--save_images_epochs` and at
-            the end on the main process, with the averaged weights in the model.
+            the end on the main process, with a model of the averaged weights.
         save (callable): `(model, folder)` writes the result into a folder, from where it is moved to `--output_dir`.
+            Averages beyond the first are saved beside it, as `NAME_ema_DECAY`.
     """
 
     def __init__(
         self,
         args: argparse.Namespace,
         accelerator: Accelerator,
+        name: str,
         model: ModelMixin,
         images: TrainingImages,
         loss_function: LossFunction,
@@ -75,12 +80,15 @@ class TrainingLoop:
     ):
         self.args = args
         self.accelerator = accelerator
+        self.name = name
         self.images = images
         self.loss_function = loss_function
         self.evaluate = evaluate
         self.save = save
 
-        self.images_per_step = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+        self.images_per_step = (
+            args.train_batch_size * accelerator.num_processes * accelerator.gradient_accumulation_steps
+        )
         self.steps_per_epoch = math.ceil(len(images) / self.images_per_step)
         self.max_train_steps = args.max_train_steps or args.num_epochs * self.steps_per_epoch
         self.global_step = 0
@@ -89,17 +97,10 @@ class TrainingLoop:
 
         if args.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        self.ema = None
-        if args.use_ema:
-            self.ema = EMAModel(
-                model.parameters(),
-                decay=args.ema_max_decay,
-                use_ema_warmup=True,
-                inv_gamma=args.ema_inv_gamma,
-                power=args.ema_power,
-            )
-            self.ema.to(accelerator.device)
-            accelerator.register_for_checkpointing(self.ema)
+        model.to(accelerator.device)
+        self.averages = WeightAverages(model.parameters(), args)
+        for average in self.averages.by_decay.values():
+            accelerator.register_for_checkpointing(average)
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=args.learning_rate,
@@ -159,6 +160,7 @@ class TrainingLoop:
             "num_images": len(self.images),
             "seed": self.args.seed,
             "use_ema": self.args.use_ema,
+            "ema_max_decay": self.args.ema_max_decay,
             "low_res_size": self.images.low_res_size,
             "model_config": self.model_config,
         }
@@ -200,6 +202,7 @@ class TrainingLoop:
             ("num_images", len(self.images)),
             ("seed", self.args.seed),
             ("use_ema", self.args.use_ema),
+            ("ema_max_decay", self.args.ema_max_decay),
             ("low_res_size", self.images.low_res_size),
         ):
             if state.get(name, now) != now:
@@ -271,8 +274,11 @@ class TrainingLoop:
             accelerator.print(f"Stopped at step {self.global_step}; go on with --resume_from_checkpoint latest.")
         elif accelerator.is_main_process:
             try:
-                with self.averaged_weights() as model, atomic_update(args.output_dir) as directory:
-                    self.save(model, directory)
+                with atomic_update(args.output_dir) as directory:
+                    (_, result), *others = self._results()
+                    self.save(result, directory)
+                    for name, model in others:
+                        model.save_pretrained(directory / name)
             except Exception as error:  # of whatever library met the full disk
                 raise UserError(
                     f"The result could not be written to {args.output_dir} ({error}); {self._last_good_checkpoint()}."
@@ -281,51 +287,39 @@ class TrainingLoop:
         accelerator.end_training()
 
     def _train_step(self, batches) -> dict[str, float]:
-        """One optimizer step over `gradient_accumulation_steps` batches."""
+        """One optimizer step."""
         sums: dict[str, float] = {}
-        for _ in range(self.args.gradient_accumulation_steps):
+        num_batches = self.accelerator.gradient_accumulation_steps
+        for _ in range(num_batches):
             batch = next(batches)
             with self.accelerator.accumulate(self.model):
                 losses, values = self.loss_function(self.model, batch)
                 loss = losses.mean()
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+                    # a norm of infinity leaves the gradients as they are
+                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
                 self.optimizer.step()
                 self.lr_scheduler.step()
                 self.optimizer.zero_grad()
             for name, value in {"loss": losses, **values}.items():
                 mean = value.detach().float().mean().item()
-                sums[name] = sums.get(name, 0.0) + mean / self.args.gradient_accumulation_steps
-        if self.ema is not None:
-            self.ema.step(self.model.parameters())
+                sums[name] = sums.get(name, 0.0) + mean / num_batches
+        self.averages.step(self.model.parameters())
         return sums
+
+    def _results(self) -> list[tuple[str, ModelMixin]]:
+        """The trained model, by the name that it is saved under beside the result (the first one's is the result)."""
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return [(f"{self.name}_ema_{decay}", average) for decay, average in self.averages.models(model).items()]
 
     def _evaluate(self) -> dict[str, float]:
         values = {}
         if self.accelerator.is_main_process:
-            with self.averaged_weights() as model:
-                values = self.evaluate(model, self.global_step)
+            with torch.random.fork_rng():  # so that looking at a model does not change its training
+                values = self.evaluate(self._results()[0][1], self.global_step)
         self.accelerator.wait_for_everyone()
         return values
-
-    @contextmanager
-    def averaged_weights(self) -> Iterator[ModelMixin]:
-        """The model in evaluation mode with its averaged weights, for the length of a `with` block.
-
-        Leaves the state of PyTorch's random numbers as it was, so that looking at a model does not change its training.
-        """
-        model = self.accelerator.unwrap_model(self.model)
-        with torch.random.fork_rng():
-            if self.ema is not None:
-                self.ema.store(model.parameters())
-                self.ema.copy_to(model.parameters())
-            try:
-                yield model.eval()
-            finally:
-                if self.ema is not None:
-                    self.ema.restore(model.parameters())
-                model.train()
 
     @contextmanager
     def _stop_on_signals(self) -> Iterator[None]:

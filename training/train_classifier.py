@@ -8,6 +8,7 @@ evaluation), and the result, which `NoisyClassifierModel.from_pretrained` loads.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +30,14 @@ from diffusers_cg.training.arguments import (
 from diffusers_cg.training.data import TrainingImages, load_image_folder
 from diffusers_cg.training.draws import draw_timesteps_and_noise
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
+from diffusers_cg.training.parser import RecipeParser
 
 
 NOISE_LEVELS = 10
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = RecipeParser(description=__doc__)
     add_data_arguments(parser, center_crop=False)
     add_trunk_arguments(parser, base_channels=128, layers_per_block=4)
     add_training_arguments(parser, learning_rate=3e-4, weight_decay=0.05, use_ema=False)
@@ -54,6 +56,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="Without that folder: share of the training images held out for it; 0 for none.",
     )
     return parser.parse_args(argv)
+
+
+def make_classifier(args: argparse.Namespace, class_names: Sequence[str]) -> NoisyClassifierModel:
+    """The network that the flags describe, untrained."""
+    return NoisyClassifierModel(
+        num_classes=len(class_names), class_names=class_names, pool=args.pool, **trunk_arguments(args)
+    )
 
 
 def load_splits(args: argparse.Namespace):
@@ -87,9 +96,7 @@ def main(args: argparse.Namespace) -> None:
     accelerator = make_accelerator(args)
     class_names = train.features["label"].names
     with user_errors():
-        classifier = NoisyClassifierModel(
-            num_classes=len(class_names), class_names=class_names, pool=args.pool, **trunk_arguments(args)
-        )
+        classifier = make_classifier(args, class_names)
         scheduler = DDPMScheduler(num_train_timesteps=args.ddpm_num_steps, beta_schedule=args.ddpm_beta_schedule)
     diffusion = GaussianDiffusion.from_scheduler(scheduler)
 
@@ -119,9 +126,9 @@ def main(args: argparse.Namespace) -> None:
         model.save_pretrained(directory)
 
     images = TrainingImages(train, args.resolution, args.channels, args.center_crop, args.random_flip, seed=args.seed)
-    TrainingLoop(
-        args, accelerator, classifier, images, loss_function, evaluate if validation is not None else None, save
-    ).run()
+    if validation is None:
+        evaluate = None
+    TrainingLoop(args, accelerator, "classifier", classifier, images, loss_function, evaluate, save).run()
 
 
 def report(accuracy: dict[int, float], directory: Path, step: int) -> None:

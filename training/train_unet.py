@@ -42,6 +42,7 @@ from diffusers_cg.training.arguments import (
 from diffusers_cg.training.data import TrainingImages, load_image_folder
 from diffusers_cg.training.draws import draw_low_res_augmentation, draw_timesteps_and_noise
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
+from diffusers_cg.training.parser import RecipeParser
 
 
 GRID_CLASSES = 10
@@ -50,7 +51,7 @@ UPSAMPLING_GRID_IMAGES = 3  # per class, each in three versions
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = RecipeParser(description=__doc__)
     add_data_arguments(parser, center_crop=True)
     add_trunk_arguments(parser, base_channels=192, layers_per_block=3)
     add_training_arguments(parser, learning_rate=1e-4, weight_decay=0.0, use_ema=True)
@@ -103,6 +104,17 @@ def check_upsampling_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} is for upsamplers: pass --low_res_size, too.")
     if args.low_res_size is not None and not 1 <= args.low_res_size <= args.resolution:
         raise UserError(f"--low_res_size must lie in 1..{args.resolution} (--resolution), got {args.low_res_size}.")
+
+
+def make_unet(args: argparse.Namespace, class_names: Sequence[str]) -> ADMUNet2DModel:
+    """The network that the flags describe, untrained."""
+    return ADMUNet2DModel(
+        out_channels=args.channels * (2 if args.learn_variance else 1),
+        num_class_embeds=len(class_names) if args.class_conditional else None,
+        class_names=class_names if args.class_conditional else None,
+        low_res_channels=0 if args.low_res_size is None else args.channels,
+        **trunk_arguments(args),
+    )
 
 
 def grid_images(
@@ -163,13 +175,7 @@ def main(args: argparse.Namespace) -> None:
         return ClassifierGuidedDDIMPipeline(unet, scheduler, classifier)
 
     with user_errors():
-        unet = ADMUNet2DModel(
-            out_channels=args.channels * (2 if args.learn_variance else 1),
-            num_class_embeds=len(class_names) if args.class_conditional else None,
-            class_names=class_names if args.class_conditional else None,
-            low_res_channels=args.channels if upsamples else 0,
-            **trunk_arguments(args),
-        )
+        unet = make_unet(args, class_names)
         scheduler = DDPMScheduler(
             num_train_timesteps=args.ddpm_num_steps,
             beta_schedule=args.ddpm_beta_schedule,
@@ -224,7 +230,7 @@ def main(args: argparse.Namespace) -> None:
         "low_res_size": args.low_res_size,
     }
     images = TrainingImages(dataset, center_crop=args.center_crop, random_flip=args.random_flip, **image_format)
-    TrainingLoop(args, accelerator, unet, images, loss_function, evaluate, save).run()
+    TrainingLoop(args, accelerator, "unet", unet, images, loss_function, evaluate, save).run()
 
 
 if __name__ == "__main__":

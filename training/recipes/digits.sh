@@ -6,24 +6,17 @@
 set -euo pipefail
 run=${1:?usage: digits.sh RUN_DIR OUTPUT_DIR} output=${2:?usage: digits.sh RUN_DIR OUTPUT_DIR}
 scripts=$(cd "$(dirname "$0")/.." && pwd)
-launch="accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no"
 export OMP_NUM_THREADS=1
 
+train() {  # SCRIPT RECIPE FOLDER FLAGS...
+    accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no "$scripts/$1.py" \
+        --config "$2" --train_data_dir "$run/data/train" --output_dir "$run/$3" "${@:4}" ${RESUME:-} > "$run/$3.log" 2>&1
+}
+
 python "$scripts/export_digits.py" --output_dir "$run/data"
-
-data="--train_data_dir $run/data/train --resolution 16 --channels 1 --center_crop"
-trunk="--base_channels 32 --channel_multipliers 1 2 2 --layers_per_block 1 --attention_resolutions 8 4
-       --attention_head_dim 32 --dropout 0.1"
-training="--ddpm_beta_schedule squaredcos_cap_v2 --train_batch_size 64 --learning_rate 5e-4 --lr_scheduler cosine
-          --lr_warmup_steps 200 --checkpointing_steps 1000 --checkpoints_total_limit 1 --save_images_epochs 50
-          --logger none --seed 0 ${RESUME:-}"
-
-$launch "$scripts/train_classifier.py" $data $trunk $training --max_train_steps 3000 --use_ema \
-    --validation_data_dir "$run/data/test" --output_dir "$run/classifier" > "$run/classifier.log" 2>&1 & classifier=$!
-$launch "$scripts/train_unet.py" $data $trunk $training --max_train_steps 4000 --class_conditional \
-    --output_dir "$run/conditional" > "$run/conditional.log" 2>&1 & conditional=$!
-$launch "$scripts/train_unet.py" $data $trunk $training --max_train_steps 4000 --no-class_conditional \
-    --output_dir "$run/unconditional" > "$run/unconditional.log" 2>&1 & unconditional=$!
+train train_classifier digits_classifier classifier --validation_data_dir "$run/data/test" & classifier=$!
+train train_unet digits conditional & conditional=$!
+train train_unet digits_unconditional unconditional & unconditional=$!
 wait $classifier && wait $conditional && wait $unconditional
 
 python "$scripts/assemble_pipeline.py" --unet "$run/conditional" --classifier "$run/classifier" --dtype fp16 \
