@@ -211,11 +211,31 @@ def sample(
 @app.command()
 @command
 def evaluate(
-    samples: Annotated[Path, typer.Argument(metavar="SAMPLES", help="An .npz (arr_0, uint8), or a folder of images.")],
-    reference: Annotated[
-        Path, typer.Option("--reference", help="The same of real images; an .npz may state mu, sigma, mu_s, sigma_s.")
+    samples: Annotated[
+        str,
+        typer.Argument(
+            metavar="SAMPLES",
+            help="An .npz (arr_0 uint8; or mu, sigma, mu_s, sigma_s), a folder of images, or a dataset: its folder or "
+            "Hub name.",
+        ),
     ],
+    reference: Annotated[str, typer.Option("--reference", help="The same, of real images.")],
     output: Annotated[Path, typer.Option("--output", help="Folder to write; a report that is there is replaced.")],
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            "--resolution", help="Resize images of folders and datasets to this side and crop them, as for training."
+        ),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Of a dataset: train, validation, ...; the only one by default.")
+    ] = None,
+    config_name: Annotated[
+        str | None, typer.Option("--config_name", help="Configuration of a dataset that has several.")
+    ] = None,
+    image_column: Annotated[
+        str | None, typer.Option("--image_column", help="Of a dataset; its only column of images by default.")
+    ] = None,
     extractor: Annotated[
         str, typer.Option("--extractor", help="inception, or module:function of your own.")
     ] = "inception",
@@ -235,25 +255,31 @@ def evaluate(
 ) -> None:
     """Measures FID, sFID, Inception Score, precision and recall of samples into report.json and report.md.
 
-    The features of the reference's images are kept for the next samples.
+    The features of the reference's images are kept for the next samples. Between statistics (mu, sigma) no extractor is
+    needed, and there are Frechet distances alone.
     """
-    from diffusers_cg.evaluation.evaluate import REPORT_FILE
-    from diffusers_cg.evaluation.evaluate import evaluate as measure
-    from diffusers_cg.evaluation.features import load_extractor
-    from diffusers_cg.evaluation.inception import INCEPTION, InceptionFeatures
+    from diffusers_cg import evaluation as ev
+    from diffusers_cg.evaluation.dataset_files import is_dataset
+    from diffusers_cg.evaluation.inception import INCEPTION
+    from diffusers_cg.evaluation.report import REPORT_FILE
     from diffusers_cg.files import atomic_directory
     from diffusers_cg.sampling import resolve_device
 
+    of_dataset = {"split": split, "config_name": config_name, "image_column": image_column}
     with user_errors(), atomic_directory(output, replaces=REPORT_FILE) as directory:
-        if extractor == INCEPTION:
-            loaded = InceptionFeatures(inception_weights, resolve_device(device))
-        elif inception_weights is None:
-            loaded = load_extractor(extractor)
-        else:
+        if inception_weights is not None and extractor != INCEPTION:
             raise UserError(f"--inception_weights is for the extractor {INCEPTION}, not for {extractor}.")
-        evaluation = measure(
-            samples,
-            reference,
+        if any(of_dataset.values()) and not any(map(is_dataset, (samples, reference))):
+            raise UserError(
+                f"--split, --config_name and --image_column are for datasets, which neither {samples} nor {reference} "
+                "is: leave them out."
+            )
+        loaded = None if extractor == INCEPTION else ev.load_extractor(extractor)
+        sets = [ev.open_set(source, resolution, **of_dataset, progress_bar=True) for source in (samples, reference)]
+        if loaded is None and any(isinstance(each, ev.ImageSet) for each in sets):
+            loaded = ev.InceptionFeatures(inception_weights, resolve_device(device))
+        evaluation = ev.evaluate(
+            *sets,
             loaded,
             batch_size=batch_size,
             cache_dir=cache_dir or output.parent / "reference_features",

@@ -1,6 +1,7 @@
 """Images as they come from files: found, decoded, converted and cropped as the models see them."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -51,17 +52,17 @@ def image_fault(file: Path) -> str | None:
     return None
 
 
-def load_image(file: str | Path, channels: int) -> Image.Image:
+def load_image(file: str | Path | BinaryIO, channels: int, name: str | None = None) -> Image.Image:
     """Reads a file, turned upright, by [`convert_channels`].
 
     Raises:
-        UserError: if it cannot be read as an image.
+        UserError: if it cannot be read as an image; the sentence calls it `name`, or by its path.
     """
     try:
         with Image.open(file) as opened:
             return convert_channels(ImageOps.exif_transpose(opened), channels)
     except DECODING_ERRORS as error:
-        raise UserError(f"{file} cannot be read as an image: {error}.") from error
+        raise UserError(f"{name or file} cannot be read as an image: {error}.") from error
 
 
 def convert_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -76,10 +77,12 @@ def convert_channels(image: Image.Image, channels: int) -> Image.Image:
     return image.convert(PIL_MODES[channels])
 
 
-def resize_and_crop(image: Image.Image, resolution: int, center_crop: bool, rng: np.random.Generator) -> Image.Image:
+def resize_and_crop(
+    image: Image.Image, resolution: int, center_crop: bool, rng: np.random.Generator | None = None
+) -> Image.Image:
     """Square crop as the reference makes it: halved by box filter while twice too large, then bicubic, then cut.
 
-    A random crop first draws the shorter side from [resolution, resolution / 0.8].
+    A random crop, which needs `rng`, first draws the shorter side from [resolution, resolution / 0.8].
     """
     short_side = resolution if center_crop else int(rng.integers(resolution, int(resolution / 0.8) + 1))
     while min(image.size) >= 2 * short_side:

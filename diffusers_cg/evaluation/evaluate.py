@@ -1,251 +1,172 @@
-"""The paper's five metrics of a set of samples against a reference, and their report."""
+"""The paper's five metrics of a set of samples against a reference."""
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
-from diffusers_cg.evaluation.features import FeatureExtractor, Features, check_features, extract_features
-from diffusers_cg.evaluation.frechet_distance import feature_statistics, frechet_distance
-from diffusers_cg.evaluation.image_sets import STATISTICS, ImageSet, open_images, open_reference
+from diffusers_cg.evaluation.features import AnyExtractor, FeatureExtractor, as_extractor
+from diffusers_cg.evaluation.frechet_distance import frechet_distance
+from diffusers_cg.evaluation.image_sets import FeatureStatistics, ImageSet
 from diffusers_cg.evaluation.inception import INCEPTION
 from diffusers_cg.evaluation.inception_score import inception_score
+from diffusers_cg.evaluation.measured_set import (
+    MeasuredSet,
+    check_images,
+    measure,
+    try_extractor,
+    usable_statistics,
+)
+from diffusers_cg.evaluation.npz_files import STATISTICS
+from diffusers_cg.evaluation.open_set import Source, open_set
 from diffusers_cg.evaluation.precision_recall import precision_recall
-from diffusers_cg.files import atomic_update
+from diffusers_cg.evaluation.report import Evaluation
 
 
 NUM_NEIGHBOURS = 3
 COMPARABLE_NUMBER = 10_000
-METRIC_NAMES = {
-    "fid": "FID",
-    "sfid": "sFID",
-    "inception_score": "Inception Score",
-    "precision": "Precision",
-    "recall": "Recall",
-}
-REPORT_FILE, MARKDOWN_FILE = "report.json", "report.md"
 
-Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A set of images, as a report names it.
-
-    Args:
-        source (`str`): What it was opened from.
-        num_images (`int`, *optional*): None for a reference of statistics alone, as are the next two.
-        shape (list of `int`, *optional*): [H, W, C].
-        content_hash (`str`, *optional*): SHA-256, of a reference whose images were read.
-    """
-
-    source: str
-    num_images: int | None = None
-    shape: list[int] | None = None
-    content_hash: str | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics of samples, and what they are worth.
-
-    Args:
-        metrics (`dict`): `fid`, `sfid`, `inception_score`, `precision`, `recall`; None where one cannot be computed.
-        samples, reference ([`Measured`]): What was measured.
-        extractor, extractor_hash (`str`): What it was measured with.
-        warnings (list of `str`): A sentence for each reason why numbers are missing or not comparable with others.
-    """
-
-    metrics: dict[str, float | None]
-    samples: Measured
-    reference: Measured
-    extractor: str
-    extractor_hash: str
-    warnings: list[str]
-
-    def to_markdown(self) -> str:
-        """A table of the metrics, and the rest in sentences."""
-        rows = [
-            f"| {METRIC_NAMES[name]} | {'-' if value is None else f'{value:.4f}'} |"
-            for name, value in self.metrics.items()
-        ]
-        facts = [
-            f"- Samples: {_describe(self.samples)}",
-            f"- Reference: {_describe(self.reference)}",
-            f"- Extractor: {self.extractor}, hash `{self.extractor_hash}`",
-        ]
-        warnings = [f"- Warning: {warning}" for warning in self.warnings]
-        return "\n".join(["| Metric | Value |", "|---|---|", *rows, "", *facts, *warnings, ""])
-
-    def save(self, directory: str | Path) -> None:
-        """Writes `report.json` and `report.md` into an existing folder."""
-        (Path(directory) / REPORT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
-        (Path(directory) / MARKDOWN_FILE).write_text(self.to_markdown())
+Opened = ImageSet | FeatureStatistics | MeasuredSet
 
 
 def evaluate(
-    samples: str | Path | np.ndarray,
-    reference: str | Path | np.ndarray,
-    extractor: FeatureExtractor,
+    samples: Source | MeasuredSet,
+    reference: Source | MeasuredSet,
+    extractor: AnyExtractor | None = None,
     batch_size: int = 64,
     cache_dir: str | Path | None = None,
     progress_bar: bool = False,
 ) -> Evaluation:
     """FID, sFID, Inception Score, precision and recall of samples.
 
-    Statistics that a reference states (`mu`, `sigma`, `mu_s`, `sigma_s`) are used with the extractor `inception`, which
-    made the published ones, and where the reference has no images; otherwise its images are measured.
-
     Args:
-        samples (`str`, `Path` or `np.ndarray`): At least 4 images; see [`open_images`].
-        reference (`str`, `Path` or `np.ndarray`): At least 4 images, or statistics; see [`open_reference`].
-        extractor ([`FeatureExtractor`]): What makes the features. Spatial features and logits may be missing, and with
-            them sFID and Inception Score.
+        samples: At least 4 images, or statistics of features; see [`open_set`]. What [`measure`] returned is not
+            measured again.
+        reference: The same, of real images. With statistics on either side there are no precision and recall.
+        extractor ([`FeatureExtractor`] or a function, *optional*): What makes the features of images (B, H, W, C) uint8.
+            Spatial features and logits may be missing, and with them sFID and Inception Score. Statistics and measured
+            sets need none.
         batch_size (`int`): Images at once, at least 1.
-        cache_dir (`str` or `Path`, *optional*): Folder for the features of references, found again by the content of
-            the images and the hash of the extractor.
+        cache_dir (`str` or `Path`, *optional*): Folder for the features of references; see [`measure`].
         progress_bar (`bool`): Show bars over images and blocks of distances.
 
     Raises:
-        ValueError, TypeError: with one sentence, if a set or the extractor is not as described.
-        UserError: if a file of a folder cannot be read as an image.
+        ValueError, TypeError: with one sentence, if a set or the extractor is not as described, or the two sets' features
+            are of different extractors.
+        UserError: if an image cannot be decoded.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    sample_images = open_images(samples)
-    reference_images, stated = open_reference(reference)
-    for images in (sample_images, reference_images):
-        if images is not None and len(images) <= NUM_NEIGHBOURS:
-            raise ValueError(
-                f"{images.source} holds {len(images)} image{'s' * (len(images) != 1)}: metrics need at least "
-                f"{NUM_NEIGHBOURS + 1}, and thousands to mean something."
-            )
-    if reference_images is not None and extractor.name != INCEPTION:
-        stated = {}
-    _check_widths(stated, sample_images, extractor, reference)
-
-    reference_features, content_hash = None, None
-    if reference_images is not None:
-        content_hash = reference_images.content_hash()
-        reference_features = _cached_features(
-            reference_images, content_hash, extractor, batch_size, cache_dir, progress_bar
-        )
-    features = extract_features(sample_images, extractor, batch_size, progress_bar)
-    return Evaluation(
-        metrics=_compute_metrics(features, reference_features, stated, progress_bar),
-        samples=_measured(samples, sample_images),
-        reference=_measured(reference, reference_images, content_hash),
-        extractor=extractor.name,
-        extractor_hash=extractor.hash,
-        warnings=_warnings(sample_images, reference_images, stated, features, extractor),
+    samples, reference = (
+        each if isinstance(each, MeasuredSet) else open_set(each, progress_bar=progress_bar)
+        for each in (samples, reference)
     )
+    for each in (samples, reference):
+        if isinstance(each, ImageSet):
+            check_images(each)
+    if extractor is not None:
+        extractor = as_extractor(extractor)
+        _check_extractor(samples, reference, extractor)
+    if not isinstance(reference, MeasuredSet):
+        reference = measure(reference, extractor, batch_size, cache_dir, progress_bar)
+    if not isinstance(samples, MeasuredSet):
+        samples = measure(samples, extractor, batch_size, progress_bar=progress_bar)
+    return compare(samples, reference, progress_bar)
 
 
-def _check_widths(stated: Statistics, images: ImageSet, extractor: FeatureExtractor, reference: object) -> None:
-    """Tries the extractor on one image, before hours of work, and compares its features with the stated statistics."""
-    tried = check_features(extractor(next(images.batches(1))), 1, extractor)
-    for kind, (mean, _) in stated.items():
-        if kind in tried and tried[kind].shape[1] != len(mean):
-            raise ValueError(
-                f"{STATISTICS[kind][0]} of {reference} is of {len(mean)} features, but the extractor "
-                f"{extractor.name} makes {tried[kind].shape[1]}: the statistics are another extractor's."
-            )
+def compare(samples: MeasuredSet, reference: MeasuredSet, progress_bar: bool = False) -> Evaluation:
+    """[`evaluate`], of sets that are measured already.
 
-
-def _cached_features(
-    images: ImageSet,
-    content_hash: str,
-    extractor: FeatureExtractor,
-    batch_size: int,
-    cache_dir: str | Path | None,
-    progress_bar: bool,
-) -> Features:
-    """Features of a reference, without logits, which nothing needs."""
-    key = hashlib.sha256(f"{content_hash} {images.shape} {extractor.name} {extractor.hash}".encode()).hexdigest()
-    file = None if cache_dir is None else Path(cache_dir) / f"{key[:32]}.npz"
-    if file is not None and file.is_file():
-        try:
-            with np.load(file) as arrays:
-                return Features(**{name: arrays[name] for name in arrays.files})
-        except Exception:  # a damaged file of the cache is made again, whatever is wrong with it
-            file.unlink()
-    features = extract_features(images, extractor, batch_size, progress_bar)
-    features.logits = None
-    if file is not None:
-        with atomic_update(file.parent) as directory:
-            np.savez(directory / file.name, **features.arrays())
-    return features
-
-
-def _compute_metrics(
-    features: Features, reference: Features | None, stated: Statistics, progress_bar: bool
-) -> dict[str, float | None]:
+    Raises:
+        ValueError: if their features are of different extractors or widths.
+    """
+    makers = {(each.extractor, each.extractor_hash) for each in (samples, reference) if each.features is not None}
+    if len(makers) > 1:
+        raise ValueError(
+            f"The samples were measured with {samples.extractor} (hash {samples.extractor_hash}) and the reference with "
+            f"{reference.extractor} (hash {reference.extractor_hash}): measure both with one extractor."
+        )
+    extractor, extractor_hash = makers.pop() if makers else (None, None)
     precision = recall = None
-    if reference is not None:
-        precision, recall = precision_recall(reference.pool, features.pool, NUM_NEIGHBOURS, progress_bar)
-    return {
-        "fid": _distance("pool", features, reference, stated),
-        "sfid": _distance("spatial", features, reference, stated),
-        "inception_score": None if features.logits is None else inception_score(features.logits),
+    if samples.features is not None and reference.features is not None:
+        precision, recall = precision_recall(
+            reference.features.pool, samples.features.pool, NUM_NEIGHBOURS, progress_bar
+        )
+    logits = None if samples.features is None else samples.features.logits
+    metrics = {
+        "fid": _distance("pool", samples, reference),
+        "sfid": _distance("spatial", samples, reference),
+        "inception_score": None if logits is None else inception_score(logits),
         "precision": precision,
         "recall": recall,
     }
+    return Evaluation(
+        metrics,
+        samples.facts,
+        reference.facts,
+        extractor,
+        extractor_hash,
+        [*_incomparable(samples, reference, extractor), *_missing(samples, reference, extractor)],
+    )
 
 
-def _distance(kind: str, features: Features, reference: Features | None, stated: Statistics) -> float | None:
-    own = getattr(features, kind)
-    others = None if reference is None else getattr(reference, kind)
-    if own is None or (others is None and kind not in stated):
-        return None
-    return frechet_distance(*feature_statistics(own), *(stated.get(kind) or feature_statistics(others)))
+def _distance(kind: str, samples: MeasuredSet, reference: MeasuredSet) -> float | None:
+    one, other = samples.statistics(kind), reference.statistics(kind)
+    return None if one is None or other is None else frechet_distance(*one, *other)
 
 
-def _measured(source: object, images: ImageSet | None, content_hash: str | None = None) -> Measured:
+def _check_extractor(samples: Opened, reference: Opened, extractor: FeatureExtractor) -> None:
+    """Tries the extractor on one image and compares its features with stated statistics."""
+    images = next((each for each in (samples, reference) if isinstance(each, ImageSet)), None)
     if images is None:
-        return Measured(str(source))
-    return Measured(images.source, len(images), list(images.shape[1:]), content_hash)
-
-
-def _warnings(
-    samples: ImageSet, reference: ImageSet | None, stated: Statistics, features: Features, extractor: FeatureExtractor
-) -> list[str]:
-    warnings = []
-    for name, images in (("samples", samples), ("reference", reference)):
-        if images is None:
+        return
+    widths = try_extractor(images, extractor)
+    for each in (samples, reference):
+        if isinstance(each, MeasuredSet):
             continue
-        if len(images) < COMPARABLE_NUMBER and not (name == "reference" and "pool" in stated):
+        for kind, (mean, _) in usable_statistics(each, extractor).items():
+            if widths.get(kind, len(mean)) != len(mean):
+                raise ValueError(
+                    f"{STATISTICS[kind][0]} of {each.source} is of {len(mean)} features, but the extractor "
+                    f"{extractor.name} makes {widths[kind]}: the statistics are another extractor's."
+                )
+
+
+def _incomparable(samples: MeasuredSet, reference: MeasuredSet, extractor: str | None) -> list[str]:
+    """Why numbers do not compare with others."""
+    warnings = []
+    for name, each in (("samples", samples), ("reference", reference)):
+        count = each.facts.num_images
+        if count is not None and count < COMPARABLE_NUMBER and "pool" not in each.stated:
             warnings.append(
-                f"Of the {name} there are {len(images)} images: below {COMPARABLE_NUMBER} all metrics depend on the "
+                f"Of the {name} there are {count} images: below {COMPARABLE_NUMBER} all metrics depend on the "
                 "number, so compare only with numbers of as many images."
             )
-        if images.is_lossy:
+        if each.is_lossy:
             warnings.append(f"Files of the {name} are compressed with loss (JPEG or WebP), which shifts FID and sFID.")
-    if reference is not None and samples.shape[1:] != reference.shape[1:]:
+    facts = samples.facts, reference.facts
+    if None not in (facts[0].shape, facts[1].shape) and facts[0].shape != facts[1].shape:
         warnings.append(
-            f"The samples are {_size(samples.shape[1:])} and the reference {_size(reference.shape[1:])}: metrics tell "
-            "sizes apart, too, so these are not comparable."
+            f"The samples are {facts[0].size} and the reference {facts[1].size}: metrics tell sizes apart, too, so "
+            "these are not comparable."
         )
-    if extractor.name != INCEPTION:
-        warnings.append(f"The features are those of {extractor.name}: published numbers are of Inception's.")
-    if reference is None:
-        warnings.append("The reference holds statistics alone: precision and recall need its images.")
-    if features.logits is None:
-        warnings.append(f"{extractor.name} gives no logits: there is no Inception Score.")
-    if features.spatial is None:
-        warnings.append(f"{extractor.name} gives no spatial features: there is no sFID.")
-    elif reference is None and "spatial" not in stated:
-        warnings.append("The reference states no statistics of spatial features: there is no sFID.")
+    if extractor is None:
+        warnings.append("Both sets are statistics: the Frechet distances are FID and sFID if Inception made both.")
+    elif extractor != INCEPTION:
+        warnings.append(f"The features are those of {extractor}: published numbers are of Inception's.")
     return warnings
 
 
-def _size(shape: list[int] | tuple[int, ...]) -> str:
-    height, width, channels = shape
-    return f"{width}x{height} in {'gray' if channels == 1 else 'color'}"
-
-
-def _describe(measured: Measured) -> str:
-    if measured.num_images is None:
-        return f"{measured.source}, statistics alone"
-    return f"{measured.source}, {measured.num_images} images of {_size(measured.shape)}"
+def _missing(samples: MeasuredSet, reference: MeasuredSet, extractor: str | None) -> list[str]:
+    """Why metrics are None."""
+    warnings = []
+    for name, each in (("samples", samples), ("reference", reference)):
+        if each.features is None:
+            warnings.append(f"There are statistics alone of the {name}: precision and recall need images.")
+            if each.statistics("spatial") is None:
+                warnings.append(f"There are no statistics of spatial features of the {name}: there is no sFID.")
+    measured = next((each.features for each in (samples, reference) if each.features is not None), None)
+    if measured is not None and measured.spatial is None:
+        warnings.append(f"{extractor} gives no spatial features: there is no sFID.")
+    if samples.features is None:
+        warnings.append("There are statistics alone of the samples: the Inception Score needs images.")
+    elif samples.features.logits is None:
+        warnings.append(f"{extractor} gives no logits: there is no Inception Score.")
+    return warnings

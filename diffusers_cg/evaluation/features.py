@@ -40,11 +40,11 @@ class FeatureExtractor(Protocol):
 
     Attributes:
         name (`str`): For people.
-        hash (`str`): Changes whenever the features may: it is the key of cached features.
+        hash (`str`, *optional*): Changes whenever the features may: it is the key of cached features, which need one.
     """
 
     name: str
-    hash: str
+    hash: str | None
 
     def __call__(self, images: np.ndarray) -> Features:
         """Features of images (B, H, W, C) uint8, C being 1 or 3; an image's do not depend on the rest of its batch."""
@@ -52,14 +52,40 @@ class FeatureExtractor(Protocol):
 
 @dataclass(frozen=True)
 class FunctionExtractor:
-    """A function of images, with a name and a hash beside it."""
+    """A function of images as a [`FeatureExtractor`].
+
+    Args:
+        function (callable): Images (B, H, W, C) uint8 to [`Features`].
+        name (`str`): For people.
+        hash (`str`, *optional*): Of your choice. Change it when the function, or weights that it uses, change. Features
+            are not cached without one.
+    """
 
     function: Callable[[np.ndarray], Features]
     name: str
-    hash: str
+    hash: str | None = None
 
     def __call__(self, images: np.ndarray) -> Features:
         return self.function(images)
+
+
+AnyExtractor = FeatureExtractor | Callable[[np.ndarray], Features]
+
+
+def as_extractor(extractor: AnyExtractor) -> FeatureExtractor:
+    """A plain function as an extractor of its name, without a hash; an extractor as it is.
+
+    Raises:
+        TypeError: if it cannot be called.
+    """
+    if not callable(extractor) or inspect.isclass(extractor):
+        raise TypeError(
+            f"`extractor` must be a function of images or a FeatureExtractor, got {extractor!r}: see "
+            "diffusers_cg.evaluation.FeatureExtractor."
+        )
+    if hasattr(extractor, "name") and hasattr(extractor, "hash"):
+        return extractor
+    return FunctionExtractor(extractor, getattr(extractor, "__name__", type(extractor).__name__))
 
 
 def load_extractor(spec: str) -> FeatureExtractor:
@@ -114,7 +140,7 @@ def check_features(features: Features, num_images: int, extractor: FeatureExtrac
 
 
 def extract_features(
-    images: ImageSet, extractor: FeatureExtractor, batch_size: int = 64, progress_bar: bool = False
+    images: ImageSet, extractor: AnyExtractor, batch_size: int = 64, progress_bar: bool = False
 ) -> Features:
     """Features of all images of a set, in order, in the extractor's own dtypes.
 
@@ -122,6 +148,7 @@ def extract_features(
         ValueError, TypeError: as [`check_features`]; if a file is damaged, or the extractor's output changes its width.
         UserError: if a file of a folder cannot be read as an image.
     """
+    extractor = as_extractor(extractor)
     collected, start = {}, 0
     with tqdm(total=len(images), desc=f"Features of {images.source}", unit="image", disable=not progress_bar) as bar:
         for batch in images.batches(batch_size):

@@ -2,24 +2,29 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_extractor import Thumbnails
+from tiny_extractor import Thumbnails, mean_colors
 from typer.testing import CliRunner
 
 from diffusers_cg.cli import app
 from diffusers_cg.evaluation import (
+    FunctionExtractor,
+    compare,
     evaluate,
     extract_features,
     feature_statistics,
     frechet_distance,
     inception_score,
     load_extractor,
+    measure,
     open_images,
     precision_recall,
 )
+from diffusers_cg.image_files import resize_and_crop
 
 
 def pixels(count=30, size=8, channels=3, seed=0):
@@ -92,7 +97,7 @@ def test_report(command, files):
     assert report["samples"]["shape"] == [8, 8, 3] and len(report["reference"]["content_hash"]) == 64
     markdown = (files / "report" / "report.md").read_text()
     assert markdown in said
-    assert f"| FID | {expected.metrics['fid']:.4f} |" in markdown
+    assert f"| Frechet distance | {expected.metrics['fid']:.4f} |" in markdown
     assert f"- Samples: {files / 'samples.npz'}, 30 images of 8x8 in color\n" in markdown
     assert "- Extractor: thumbnails, hash `1`" in markdown
     assert "- Warning: Of the samples there are 30 images: below 10000" in markdown
@@ -133,10 +138,12 @@ def test_statistics_of_a_reference(files):
     assert evaluation.metrics["precision"] is evaluation.metrics["recall"] is None
     for name in ("fid", "sfid", "inception_score"):
         assert evaluation.metrics[name] == pytest.approx(expected[name], rel=1e-6)
-    assert any("precision and recall need its images" in warning for warning in evaluation.warnings)
+    assert "There are statistics alone of the reference: precision and recall need images." in evaluation.warnings
     without_spatial = evaluate(SAMPLES, save_npz(files / "pool.npz", mu=mu, sigma=sigma), Thumbnails())
     assert without_spatial.metrics["sfid"] is None
-    assert "The reference states no statistics of spatial features: there is no sFID." in without_spatial.warnings
+    assert (
+        "There are no statistics of spatial features of the reference: there is no sFID." in without_spatial.warnings
+    )
 
     # only Inception's are known to be those of the published files
     path = save_npz(files / "both.npz", REFERENCE, mu=mu + 1, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s)
@@ -147,10 +154,96 @@ def test_statistics_of_a_reference(files):
     assert evaluate(SAMPLES, path, inception).metrics["fid"] != pytest.approx(expected["fid"], rel=1e-3)
 
 
+def save_statistics(path, images, *kinds):
+    features, names = Thumbnails()(images), {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+    named = {}
+    for kind in kinds:
+        named |= dict(zip(names[kind], feature_statistics(getattr(features, kind))))
+    return save_npz(path, **named)
+
+
+def test_statistics_of_samples(command, files):
+    """FID and sFID without images, and without an extractor where there are none on either side."""
+    expected = evaluate(SAMPLES, REFERENCE, Thumbnails()).metrics
+    samples = save_statistics(files / "samples_alone.npz", SAMPLES, "pool", "spatial")
+    reference = save_statistics(files / "reference_alone.npz", REFERENCE, "pool", "spatial")
+    for evaluation in (evaluate(samples, REFERENCE, Thumbnails()), evaluate(samples, reference)):
+        for name in ("fid", "sfid"):
+            assert evaluation.metrics[name] == pytest.approx(expected[name], rel=1e-6)
+        for name in ("inception_score", "precision", "recall"):
+            assert evaluation.metrics[name] is None
+        assert "There are statistics alone of the samples: precision and recall need images." in evaluation.warnings
+        assert "There are statistics alone of the samples: the Inception Score needs images." in evaluation.warnings
+    assert evaluation.extractor is None and "- Extractor: unknown" in evaluation.to_markdown()
+    assert any("are FID and sFID if Inception made both" in warning for warning in evaluation.warnings)
+
+    said = command(samples, reference, extractor="inception")  # which is not made: there are no weights here
+    report = json.loads((files / "report" / "report.json").read_text())
+    assert report["metrics"]["fid"] == pytest.approx(expected["fid"], rel=1e-6)
+    assert report["samples"] == {"source": str(samples), "num_images": None, "shape": None, "content_hash": None}
+    assert f"- Samples: {samples}, statistics alone" in said
+    pool = save_statistics(files / "pool_alone.npz", SAMPLES, "pool")
+    assert evaluate(pool, reference).metrics["sfid"] is None
+    assert "There are no statistics of spatial features of the samples: there is no sFID." in (
+        evaluate(pool, reference).warnings
+    )
+
+
+def test_a_reference_measured_once_serves_many_samples(files):
+    reference = measure(REFERENCE, Thumbnails())
+    before = Thumbnails.calls
+    for samples in (SAMPLES, SAMPLES[:20], files / "samples.npz"):
+        expected = evaluate(samples, REFERENCE, Thumbnails())
+        before = Thumbnails.calls
+        evaluation = evaluate(samples, reference, Thumbnails())
+        assert Thumbnails.calls - before == evaluation.samples.num_images + 1
+        assert evaluation == expected
+    assert compare(measure(SAMPLES, Thumbnails()), reference) == evaluate(SAMPLES, reference, Thumbnails())
+    with pytest.raises(ValueError, match="measured with mean_colors .* and the reference with thumbnails"):
+        evaluate(SAMPLES, reference, mean_colors)
+
+
+@pytest.mark.parametrize("kind", ["array", "npz", "folder"])
+def test_cache_of_every_kind_of_reference(tmp_path, kind):
+    save = {
+        "array": lambda: REFERENCE,
+        "npz": lambda: save_npz(tmp_path / "reference.npz", REFERENCE),
+        "folder": lambda: save_folder(tmp_path / "folder", REFERENCE),
+    }
+    reference, counts, evaluations = save[kind](), [], []
+    for _ in range(2):
+        before = Thumbnails.calls
+        evaluations.append(evaluate(SAMPLES, reference, Thumbnails(), cache_dir=tmp_path / "cache"))
+        counts.append(Thumbnails.calls - before)
+    assert counts == [1 + 40 + 30, 1 + 30]
+    assert evaluations[0] == evaluations[1]
+
+
+def test_a_plain_function_as_extractor(tmp_path):
+    evaluation = evaluate(SAMPLES, REFERENCE, mean_colors)
+    assert evaluation.metrics == evaluate(SAMPLES, REFERENCE, load_extractor("tiny_extractor:mean_colors")).metrics
+    assert (evaluation.extractor, evaluation.extractor_hash) == ("mean_colors", None)
+    assert "- Extractor: mean_colors, no hash" in evaluation.to_markdown()
+    with pytest.raises(ValueError, match="mean_colors cannot be kept in .* states no hash to find them by"):
+        evaluate(SAMPLES, REFERENCE, mean_colors, cache_dir=tmp_path)
+    named = FunctionExtractor(mean_colors, "colors", hash="7")
+    assert evaluate(SAMPLES, REFERENCE, named, cache_dir=tmp_path).extractor_hash == "7"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_names_of_metrics_are_inceptions_only_for_inception():
+    inception = Thumbnails()
+    inception.name = "inception"
+    markdown = evaluate(SAMPLES, REFERENCE, inception).to_markdown()
+    assert all(f"| {name} | " in markdown for name in ("FID", "sFID", "Inception Score"))
+    markdown = evaluate(SAMPLES, REFERENCE, Thumbnails()).to_markdown()
+    assert not any(f"| {name} | " in markdown for name in ("FID", "sFID", "Inception Score"))
+
+
 def test_an_extractor_of_pool_features_alone():
     evaluation = evaluate(SAMPLES, REFERENCE, load_extractor("tiny_extractor:mean_colors"))
     assert evaluation.metrics["sfid"] is evaluation.metrics["inception_score"] is None
-    assert evaluation.metrics["fid"] > 0 and "| sFID | - |" in evaluation.to_markdown()
+    assert evaluation.metrics["fid"] > 0 and "| Frechet distance, spatial | - |" in evaluation.to_markdown()
     assert "tiny_extractor:mean_colors gives no logits: there is no Inception Score." in evaluation.warnings
     assert len(evaluation.extractor_hash) == 64
 
@@ -177,6 +270,24 @@ def test_every_source_holds_the_same_images(tmp_path, channels):
     by_class = np.concatenate([images[first::3] for first in range(3)])
     assert np.array_equal(all_images(folder), by_class)
     assert not open_images(folder).is_lossy
+
+
+def test_resolution(command, tmp_path):
+    """Images of any size, cropped as for training; those of the right size stay as they are."""
+    images = pixels(6, size=8)
+    folder = save_folder(tmp_path / "folder", images)
+    same = next(open_images(folder, resolution=8).batches(6))
+    assert np.array_equal(same, next(open_images(folder).batches(6)))
+    save_folder(folder / "wide", pixels(3, size=24)[:, :16])
+    with pytest.raises(ValueError, match="is 8x8 and .* is 24x16. Images must be of one size: pass --resolution"):
+        open_images(folder)
+    opened = open_images(folder, resolution=8)
+    assert opened.shape == (9, 8, 8, 3) and opened.content_hash() != open_images(folder, resolution=4).content_hash()
+    wide = np.concatenate(list(opened.batches(4)))[-1]
+    image = Image.open(sorted(folder.rglob("wide/**/*.png"))[-1])
+    assert np.array_equal(wide, np.asarray(resize_and_crop(image, 8, center_crop=True)))
+    command(folder, folder, "--resolution", 8)
+    assert "`resolution` must be at least 1, got 0" in command(folder, folder, "--resolution", 0, status=2)
 
 
 def test_grid_and_hidden_files_of_a_folder_are_left_out(tmp_path):
@@ -260,6 +371,34 @@ BAD_SETS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("images", "error", "said"),
+    [
+        (np.full((5, 8, 8, 3), np.nan), ValueError, "The array is of dtype float64: images must be uint8, in 0..255."),
+        (SAMPLES.astype(np.int64), ValueError, "The array is of dtype int64: images must be uint8, in 0..255."),
+        (
+            SAMPLES.transpose(0, 3, 1, 2),
+            ValueError,
+            "(30, 3, 8, 8): images must be (N, H, W, C) with 1 or 3 channels.",
+        ),
+        (SAMPLES[0], ValueError, "The array has the shape (8, 8, 3): images must be (N, H, W, C)"),
+        (SAMPLES[:1], ValueError, "array holds 1 image: metrics need at least 4, and thousands to mean something."),
+        (list(SAMPLES), TypeError, "must be an array, a path or a dataset, got list: pass a numpy array"),
+    ],
+)
+def test_bad_arrays(images, error, said):
+    for sets in ((images, REFERENCE), (SAMPLES, images)):
+        with pytest.raises(error, match=re.escape(said)):
+            evaluate(*sets, Thumbnails())
+
+
+def test_bad_extractors_from_python():
+    with pytest.raises(TypeError, match="`extractor` must be a function of images or a FeatureExtractor, got 3"):
+        evaluate(SAMPLES, REFERENCE, 3)
+    with pytest.raises(ValueError, match="array holds images: pass an extractor to measure them with"):
+        evaluate(SAMPLES, REFERENCE)
+
+
 @pytest.mark.parametrize("role", ["samples", "reference"])
 @pytest.mark.parametrize("said", BAD_SETS)
 def test_bad_sets(command, files, said, role):
@@ -293,6 +432,7 @@ def test_bad_extractors(command, files, extractor, said):
         ([], "no_such_module:features", "there is no module no_such_module."),
         ([], "thumbnails", "`extractor` must be inception or module:function, got 'thumbnails'."),
         (["--inception_weights", "x"], "tiny_extractor:nan", "--inception_weights is for the extractor inception"),
+        (["--split", "train"], "tiny_extractor:nan", "--split, --config_name and --image_column are for datasets"),
         (["--batch_size", 0], "tiny_extractor:nan", "`batch_size` must be at least 1, got 0."),
     ],
 )

@@ -1,0 +1,94 @@
+"""What an evaluation says: metrics, what was measured with what, and what the numbers are worth."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from diffusers_cg.evaluation.inception import INCEPTION
+
+
+REPORT_FILE, MARKDOWN_FILE = "report.json", "report.md"
+
+
+def metric_names(extractor: str | None) -> dict[str, str]:
+    """What a report calls each metric: FID, sFID and Inception Score are names of Inception's features alone."""
+    is_inception = extractor == INCEPTION
+    return {
+        "fid": "FID" if is_inception else "Frechet distance",
+        "sfid": "sFID" if is_inception else "Frechet distance, spatial",
+        "inception_score": "Inception Score" if is_inception else "Inception Score, other logits",
+        "precision": "Precision",
+        "recall": "Recall",
+    }
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """A set, as a report names it.
+
+    Args:
+        source (`str`): What it was opened from.
+        num_images (`int`, *optional*): None for statistics alone, as are the next two.
+        shape (list of `int`, *optional*): [H, W, C].
+        content_hash (`str`, *optional*): SHA-256 of what the images were read from.
+    """
+
+    source: str
+    num_images: int | None = None
+    shape: list[int] | None = None
+    content_hash: str | None = None
+
+    def __str__(self) -> str:
+        if self.num_images is None:
+            return f"{self.source}, statistics alone"
+        return f"{self.source}, {self.num_images} images of {self.size}"
+
+    @property
+    def size(self) -> str:
+        height, width, channels = self.shape
+        return f"{width}x{height} in {'gray' if channels == 1 else 'color'}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of samples, and what they are worth.
+
+    Args:
+        metrics (`dict`): None where one cannot be computed. The keys are the same whatever the extractor:
+
+            - `fid`: Frechet distance between pool features; FID if they are Inception's, and lower is better;
+            - `sfid`: Frechet distance between spatial features; sFID if they are Inception's, and lower is better;
+            - `inception_score`: of the logits, from 1 to the number of classes, and higher is better;
+            - `precision`, `recall`: shares from 0 to 1, of pool features.
+        samples, reference ([`SetFacts`]): What was measured.
+        extractor, extractor_hash (`str`, *optional*): What it was measured with; None if both sets were statistics, and
+            the hash also if the extractor states none.
+        warnings (list of `str`): A sentence for each reason why numbers are missing or not comparable with others.
+    """
+
+    metrics: dict[str, float | None]
+    samples: SetFacts
+    reference: SetFacts
+    extractor: str | None
+    extractor_hash: str | None
+    warnings: list[str]
+
+    def to_markdown(self) -> str:
+        """A table of the metrics, and the rest in sentences."""
+        names = metric_names(self.extractor)
+        rows = [
+            f"| {names[name]} | {'-' if value is None else f'{value:.4f}'} |" for name, value in self.metrics.items()
+        ]
+        extractor_hash = f"hash `{self.extractor_hash}`" if self.extractor_hash else "no hash"
+        facts = [
+            f"- Samples: {self.samples}",
+            f"- Reference: {self.reference}",
+            f"- Extractor: {'unknown' if self.extractor is None else f'{self.extractor}, {extractor_hash}'}",
+        ]
+        warnings = [f"- Warning: {warning}" for warning in self.warnings]
+        return "\n".join(["| Metric | Value |", "|---|---|", *rows, "", *facts, *warnings, ""])
+
+    def save(self, directory: str | Path) -> None:
+        """Writes `report.json` (the fields of this class) and `report.md` into an existing folder."""
+        (Path(directory) / REPORT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        (Path(directory) / MARKDOWN_FILE).write_text(self.to_markdown())
