@@ -141,6 +141,8 @@ def _incomparable(samples: MeasuredSet, reference: MeasuredSet, extractor: str |
             )
         if each.is_lossy:
             warnings.append(f"Files of the {name} are compressed with loss (JPEG or WebP), which shifts FID and sFID.")
+        elif each.has_jpeg_traces:
+            warnings.append(f"Pixels of the {name} bear traces of JPEG, whose loss shifts FID and sFID.")
     facts = samples.facts, reference.facts
     if None not in (facts[0].shape, facts[1].shape) and facts[0].shape != facts[1].shape:
         warnings.append(

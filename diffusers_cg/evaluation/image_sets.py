@@ -42,7 +42,7 @@ class ImageSet:
 
     @property
     def is_lossy(self) -> bool:
-        """Whether files of the set are in a format that loses something; what was done to images before is not known."""
+        """Whether files of the set are in a format that loses something."""
         return False
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:

@@ -17,6 +17,7 @@ from diffusers_cg.evaluation.features import (
 from diffusers_cg.evaluation.frechet_distance import feature_statistics
 from diffusers_cg.evaluation.image_sets import FeatureStatistics, ImageSet, Statistics
 from diffusers_cg.evaluation.inception import INCEPTION
+from diffusers_cg.evaluation.jpeg_traces import has_jpeg_traces, num_images_needed
 from diffusers_cg.evaluation.open_set import Source, open_set
 from diffusers_cg.evaluation.report import SetFacts
 from diffusers_cg.files import atomic_update
@@ -34,6 +35,7 @@ class MeasuredSet:
         features ([`Features`], *optional*): None where there are statistics alone.
         stated (`dict`): Statistics that stand in for those of the features, as in [`FeatureStatistics`].
         is_lossy (`bool`): Whether files of the set were compressed with loss.
+        has_jpeg_traces (`bool`): Whether its pixels went through JPEG before; see [`has_jpeg_traces`].
         extractor, extractor_hash (`str`, *optional*): What made the features.
     """
 
@@ -41,6 +43,7 @@ class MeasuredSet:
     features: Features | None = None
     stated: Statistics = field(default_factory=dict)
     is_lossy: bool = False
+    has_jpeg_traces: bool = False
     extractor: str | None = None
     extractor_hash: str | None = None
 
@@ -95,6 +98,7 @@ def measure(
         _cached_features(opened, facts, extractor, batch_size, cache_dir, progress_bar),
         usable_statistics(opened, extractor),
         opened.is_lossy,
+        has_jpeg_traces(next(opened.batches(num_images_needed(opened.shape)))),
         extractor.name,
         extractor.hash,
     )
