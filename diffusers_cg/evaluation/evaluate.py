@@ -77,13 +77,9 @@ def compare(samples: MeasuredSet, reference: MeasuredSet, progress_bar: bool = F
     Raises:
         ValueError: if their features are of different extractors or widths.
     """
-    makers = {(each.extractor, each.extractor_hash) for each in (samples, reference) if each.features is not None}
-    if len(makers) > 1:
-        raise ValueError(
-            f"The samples were measured with {samples.extractor} (hash {samples.extractor_hash}) and the reference with "
-            f"{reference.extractor} (hash {reference.extractor_hash}): measure both with one extractor."
-        )
-    extractor, extractor_hash = makers.pop() if makers else (None, None)
+    makers = [(each.extractor, each.extractor_hash) for each in (samples, reference) if each.features is not None]
+    _check_makers(*makers)
+    extractor, extractor_hash = makers[0] if makers else (None, None)
     precision = recall = None
     if samples.features is not None and reference.features is not None:
         precision, recall = precision_recall(
@@ -112,14 +108,22 @@ def _distance(kind: str, samples: MeasuredSet, reference: MeasuredSet) -> float 
     return None if one is None or other is None else frechet_distance(*one, *other)
 
 
+def _check_makers(*makers: tuple[str, str | None]) -> None:
+    if len(set(makers)) > 1:
+        named = " and the other with ".join(f"{name} (hash {hash})" for name, hash in makers)
+        raise ValueError(f"Features of one set are made with {named}: measure both with one extractor.")
+
+
 def _check_extractor(samples: Opened, reference: Opened, extractor: FeatureExtractor) -> None:
-    """Tries the extractor on one image and compares its features with stated statistics."""
+    """Tries the extractor on one image and compares it with what made the other set's features or statistics."""
     images = next((each for each in (samples, reference) if isinstance(each, ImageSet)), None)
     if images is None:
         return
     widths = try_extractor(images, extractor)
     for each in (samples, reference):
         if isinstance(each, MeasuredSet):
+            if each.features is not None:
+                _check_makers((extractor.name, extractor.hash), (each.extractor, each.extractor_hash))
             continue
         for kind, (mean, _) in usable_statistics(each, extractor).items():
             if widths.get(kind, len(mean)) != len(mean):

@@ -199,8 +199,10 @@ def test_a_reference_measured_once_serves_many_samples(files):
         assert Thumbnails.calls - before == evaluation.samples.num_images + 1
         assert evaluation == expected
     assert compare(measure(SAMPLES, Thumbnails()), reference) == evaluate(SAMPLES, reference, Thumbnails())
-    with pytest.raises(ValueError, match="measured with mean_colors .* and the reference with thumbnails"):
+    with pytest.raises(ValueError, match="made with mean_colors .* and the other with thumbnails .hash 1.: measure"):
         evaluate(SAMPLES, reference, mean_colors)
+    with pytest.raises(ValueError, match="measure both with one extractor"):
+        compare(measure(SAMPLES, mean_colors), reference)
 
 
 @pytest.mark.parametrize("kind", ["array", "npz", "folder"])
