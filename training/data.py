@@ -1,6 +1,6 @@
 """A folder of images with a subfolder per class, as batches for training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,21 +54,8 @@ def load_image_folder(data_dir: str | Path, skip_bad_images: bool = False, verif
 
     files = [(file, label) for label, directory in enumerate(class_dirs) for file in list_files(directory)]
     if verify:
-        faults = {}
-        for file, _ in tqdm(files, desc="Checking images", unit="file", leave=False):
-            fault = image_fault(file)
-            if fault is not None:
-                faults[file] = fault
-        if faults:
-            named = "; ".join(f"{file} ({fault})" for file, fault in list(faults.items())[:5])
-            more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-            if not skip_bad_images:
-                raise UserError(
-                    f"{len(faults)} of {len(files)} files cannot be read as images: {named}{more}. Remove them, or "
-                    "pass --skip_bad_images to train without them."
-                )
-            print(f"Skipped {len(faults)} files that cannot be read as images: {named}{more}.", flush=True)
-            files = [(file, label) for file, label in files if file not in faults]
+        readable = set(readable_images([file for file, _ in files], skip_bad_images))
+        files = [(file, label) for file, label in files if file in readable]
 
     counts = np.bincount([label for _, label in files], minlength=len(class_dirs))
     if 0 in counts:
@@ -79,6 +66,33 @@ def load_image_folder(data_dir: str | Path, skip_bad_images: bool = False, verif
     return datasets.Dataset.from_dict(
         {"path": [str(file) for file, _ in files], "label": [label for _, label in files]}, features=features
     )
+
+
+def readable_images(files: Sequence[Path], skip_bad_images: bool = False) -> list[Path]:
+    """Decodes every file once, and gives back those that are images.
+
+    Args:
+        files (sequence of `Path`): What to look at.
+        skip_bad_images (`bool`): Leave out files that cannot be read as images, and say so, instead of refusing them.
+
+    Raises:
+        UserError: if a file cannot be read as an image (the first few are named).
+    """
+    faults = {}
+    for file in tqdm(files, desc="Checking images", unit="file", leave=False):
+        fault = image_fault(file)
+        if fault is not None:
+            faults[file] = fault
+    if faults:
+        named = "; ".join(f"{file} ({fault})" for file, fault in list(faults.items())[:5])
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        if not skip_bad_images:
+            raise UserError(
+                f"{len(faults)} of {len(files)} files cannot be read as images: {named}{more}. Remove them, or "
+                "pass --skip_bad_images to go on without them."
+            )
+        print(f"Skipped {len(faults)} files that cannot be read as images: {named}{more}.", flush=True)
+    return [file for file in files if file not in faults]
 
 
 def downscale(image: Image.Image, side: int) -> Image.Image:

@@ -1,0 +1,181 @@
+"""Guidance without labels, which the paper names as future work (section 7), on digits.
+
+    python benchmarks/unlabelled.py --output_dir unlabelled
+
+throws the labels of the 1,437 training digits away, sorts them into clusters by `training/cluster_labels.py`, trains a
+classifier of those clusters, and guides the unconditional unet that ships by it. Neither network ever sees a label. It
+prints and writes `table.md`:
+
+    agreement    of the clusters with the digits: adjusted Rand index, and the share that bears the digit that is most
+                 frequent in its cluster (purity)
+    asked for    share of the images drawn whose nearest cluster centre is that of the cluster asked for
+    judged       share that an independent judge reads as the digit most frequent in the cluster asked for
+
+and `guided.png`, a row per noise and a column per cluster. A run that was stopped goes on where it was.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from digits_judge import DigitsJudge
+from PIL import Image
+from sklearn.metrics import adjusted_rand_score
+
+from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDPMPipeline, NoisyClassifierModel
+from diffusers_cg.image_files import list_files
+from diffusers_cg.image_grid import image_grid
+from diffusers_cg.training.cluster_labels import cluster_names, load_clusters, nearest_centers
+from diffusers_cg.training.export_digits import split_digits
+
+
+TRAINING = Path(__file__).parents[1] / "training"
+RECIPE = (  # of the shipped classifier, but shorter
+    "--resolution 16 --channels 1 --center_crop --base_channels 32 --channel_multipliers 1 2 2 --layers_per_block 1 "
+    "--attention_resolutions 8 4 --attention_head_dim 32 --dropout 0.1 --ddpm_beta_schedule squaredcos_cap_v2 "
+    "--train_batch_size 64 --learning_rate 5e-4 --lr_scheduler cosine --lr_warmup_steps 200 --use_ema "
+    "--checkpointing_steps 250 --checkpoints_total_limit 1 --save_images_epochs 50 --logger none"
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num_clusters", type=int, default=10)
+    parser.add_argument("--max_train_steps", type=int, default=1500, help="Of the classifier.")
+    parser.add_argument("--scales", type=float, nargs="+", default=[0, 1, 3], help="Rows of the table.")
+    parser.add_argument("--num_samples", type=int, default=500, help="Images per row.")
+    parser.add_argument("--num_inference_steps", type=int, default=100)
+    parser.add_argument("--batch_size", type=int, default=100, help="Changes the speed, not the images.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    return parser.parse_args()
+
+
+def run(script: str, *flags: object) -> None:
+    subprocess.run([sys.executable, str(TRAINING / script), *map(str, flags)], check=True)
+
+
+def write_unlabelled(folder: Path) -> dict[str, np.ndarray]:
+    """Writes the digits as `train/NUMBER.png` and `test/NUMBER.png`, and gives back what the files do not tell: labels."""
+    labels = {}
+    for split, (images, labels[split]) in split_digits().items():
+        (folder / split).mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(folder / split / f"{number:04d}.png")
+    return labels
+
+
+def clusters_of(folder: Path, names: Sequence[str], num_images: int) -> np.ndarray:
+    """The cluster (N,) of every image, by its number."""
+    clusters = np.empty(num_images, dtype=np.int64)
+    for cluster, name in enumerate(names):
+        clusters[[int(file.stem) for file in list_files(folder / name)]] = cluster
+    return clusters
+
+
+def draw(args: argparse.Namespace, pipe, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 16, 16, 1) uint8 and the clusters (N,) that they were asked for, kept in a file."""
+    path = args.output_dir / f"scale_{scale:g}.npz"
+    if path.exists():
+        with np.load(path) as cell:
+            return cell["arr_0"], cell["arr_1"]
+    asked = np.arange(args.num_samples) % args.num_clusters
+    images = []
+    for first in range(0, args.num_samples, args.batch_size):
+        numbers = range(first, min(first + args.batch_size, args.num_samples))
+        pipe.set_progress_bar_config(desc=f"scale {scale:g}, image {first} of {args.num_samples}", leave=False)
+        images.append(
+            pipe(
+                class_labels=asked[numbers.start : numbers.stop].tolist(),
+                num_inference_steps=args.num_inference_steps,
+                classifier_scale=scale,
+                # a noise per row of the figure
+                generator=[
+                    torch.Generator().manual_seed(args.seed + number // args.num_clusters) for number in numbers
+                ],
+                output_type="np",
+            ).images
+        )
+    images = (np.concatenate(images) * 255).round().astype(np.uint8)
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, arr_0=images, arr_1=asked)
+    partial.rename(path)
+    return images, asked
+
+
+def main() -> None:
+    args = parse_args()
+    folder, labelled, classifier_dir = (args.output_dir / name for name in ("digits", "labelled", "classifier"))
+    labels = write_unlabelled(folder)
+    settings = ["--features", "pixels", "--seed", args.seed]
+    run("cluster_labels.py", "--image_dir", folder / "train", "--num_clusters", args.num_clusters, *settings,
+        "--output_dir", labelled)  # fmt: skip
+    run("cluster_labels.py", "--image_dir", folder / "test", "--clusters_from", labelled,
+        "--output_dir", args.output_dir / "labelled_test")  # fmt: skip
+    if not (classifier_dir / "config.json").is_file():
+        resume = ["--resume_from_checkpoint", "latest"] if list(classifier_dir.glob("checkpoint-*")) else []
+        run("train_classifier.py", "--train_data_dir", labelled, "--validation_data_dir",
+            args.output_dir / "labelled_test", *RECIPE.split(), "--max_train_steps", args.max_train_steps, "--seed",
+            args.seed, *resume, "--output_dir", classifier_dir)  # fmt: skip
+
+    names = cluster_names(args.num_clusters)
+    clusters = clusters_of(labelled, names, len(labels["train"]))
+    digit_of = np.array([np.bincount(labels["train"][clusters == c]).argmax() for c in range(args.num_clusters)])
+    held_out = clusters_of(args.output_dir / "labelled_test", names, len(labels["test"]))
+    rows = [
+        "| digits | images | adjusted Rand index | purity |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {name} | {len(found)} | {adjusted_rand_score(labels[split], found):.2f} "
+            f"| {(digit_of[found] == labels[split]).mean():.1%} |"
+            for name, split, found in (("clustered", "train", clusters), ("held out", "test", held_out))
+        ),
+        "",
+        "| scale | asked for | judged |",
+        "| --- | --- | --- |",
+    ]
+
+    judge = DigitsJudge()
+    feature_settings, centers = load_clusters(labelled)
+    extract = feature_settings.extractor()
+    pipe = ClassifierGuidedDDPMPipeline.from_pretrained(
+        DIGITS,
+        unet=ADMUNet2DModel.from_pretrained(DIGITS, subfolder="unet_unconditional"),
+        classifier=NoisyClassifierModel.from_pretrained(classifier_dir),
+    )
+    grids = {}
+    for scale in args.scales:
+        images, asked = draw(args, pipe, scale)
+        pictures = [Image.fromarray(image[..., 0]).convert("RGB") for image in images]
+        nearest, _ = nearest_centers(extract(pictures), centers)
+        judged = judge.predict(images / 255.0)
+        rows.append(f"| {scale:g} | {(nearest == asked).mean():.1%} | {(judged == digit_of[asked]).mean():.1%} |")
+        grids[scale] = [pictures[first : first + args.num_clusters] for first in range(0, 40, args.num_clusters)]
+    table = "\n".join(rows) + "\n"
+    (args.output_dir / "table.md").write_text(table)
+
+    examples = [
+        [Image.open(folder / "train" / f"{number:04d}.png") for number in column]
+        for column in zip(*(np.flatnonzero(clusters == cluster)[:3] for cluster in range(args.num_clusters)))
+    ]
+    picture = image_grid(
+        [*examples, *(row for rows_of_scale in grids.values() for row in rows_of_scale)],
+        row_labels=["a few of the", "cluster", ""]
+        + [f"scale {scale:g}" if i == 0 else "" for scale in grids for i in range(4)],
+        column_labels=[name.replace("cluster_", "cluster ") for name in names],
+        title="Real images of ten clusters found without labels, and images drawn for each; a noise per row",
+        tile_size=56,
+    )
+    picture.save(args.output_dir / "guided.png")
+    print(f"{args.num_samples} images per scale, {args.num_inference_steps} DDPM steps.\n\n{table}")
+    print(f"Look at {args.output_dir / 'table.md'} and {args.output_dir / 'guided.png'}.")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    main()
