@@ -35,12 +35,6 @@ from diffusers_cg.training.export_digits import split_digits
 
 
 TRAINING = Path(__file__).parents[1] / "training"
-RECIPE = (  # of the shipped classifier, but shorter
-    "--resolution 16 --channels 1 --center_crop --base_channels 32 --channel_multipliers 1 2 2 --layers_per_block 1 "
-    "--attention_resolutions 8 4 --attention_head_dim 32 --dropout 0.1 --ddpm_beta_schedule squaredcos_cap_v2 "
-    "--train_batch_size 64 --learning_rate 5e-4 --lr_scheduler cosine --lr_warmup_steps 200 --use_ema "
-    "--checkpointing_steps 250 --checkpoints_total_limit 1 --save_images_epochs 50 --logger none"
-)
 
 
 def parse_args() -> argparse.Namespace:
@@ -120,7 +114,7 @@ def main() -> None:
     if not (classifier_dir / "config.json").is_file():
         resume = ["--resume_from_checkpoint", "latest"] if list(classifier_dir.glob("checkpoint-*")) else []
         run("train_classifier.py", "--train_data_dir", labelled, "--validation_data_dir",
-            args.output_dir / "labelled_test", *RECIPE.split(), "--max_train_steps", args.max_train_steps, "--seed",
+            args.output_dir / "labelled_test", "--config", "digits_classifier", "--checkpointing_steps", 250, "--max_train_steps", args.max_train_steps, "--seed",
             args.seed, *resume, "--output_dir", classifier_dir)  # fmt: skip
 
     names = cluster_names(args.num_clusters)
