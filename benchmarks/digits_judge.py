@@ -1,9 +1,17 @@
-"""An independent judge of generated digits: a support vector machine that only ever saw clean real ones."""
+"""An independent judge of generated digits: a support vector machine that only ever saw clean real ones.
+
+It is an extractor of features, too, for digits of 16x16 pixels:
+
+    diffusers-cg evaluate samples --reference digits/train --resolution 16 \
+        --extractor benchmarks.digits_judge:JudgeFeatures --output report
+"""
 
 import numpy as np
 from PIL import Image
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.svm import SVC
 
+from diffusers_cg.evaluation import Features
 from diffusers_cg.training.data import resize_and_crop
 from diffusers_cg.training.export_digits import split_digits
 
@@ -31,18 +39,33 @@ class DigitsJudge:
     def __init__(self):
         splits = real_digits()
         images, labels = splits["train"]
-        self.machine = SVC(C=10, decision_function_shape="ovo").fit(self._flatten(images), labels)
+        self.machine = SVC(C=10, decision_function_shape="ovo").fit(self.flatten(images), labels)
         images, labels = splits["test"]
         self.held_out_accuracy = float((self.predict(images) == labels).mean())
 
     @staticmethod
-    def _flatten(images: np.ndarray) -> np.ndarray:
+    def flatten(images: np.ndarray) -> np.ndarray:
         return np.asarray(images, dtype=np.float64).reshape(len(images), -1)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Digits (N,) for images (N, 16, 16, 1) in [0, 1]."""
-        return self.machine.predict(self._flatten(images))
+        return self.machine.predict(self.flatten(images))
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Signed margins (N, 45), one per pair of digits."""
-        return self.machine.decision_function(self._flatten(images))
+        return self.machine.decision_function(self.flatten(images))
+
+
+class JudgeFeatures:
+    """The judge's margins as features, and the logarithms of its probabilities of the ten digits as logits."""
+
+    def __init__(self):
+        self.judge = DigitsJudge()
+        images, labels = real_digits()["train"]
+        self.probabilities = CalibratedClassifierCV(SVC(C=10), ensemble=False).fit(DigitsJudge.flatten(images), labels)
+
+    def __call__(self, images: np.ndarray) -> Features:
+        """Features of images (B, 16, 16, 1) uint8."""
+        pixels = DigitsJudge.flatten(images) / 255
+        logits = np.log(self.probabilities.predict_proba(pixels).clip(min=1e-12))
+        return Features(self.judge.machine.decision_function(pixels), logits=logits)

@@ -1,12 +1,19 @@
 """The command `diffusers-cg`: thin; what it calls can be called from Python."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
 from diffusers_cg.errors import UserError, command, user_errors
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusers_cg.evaluation import FeatureExtractor, FeatureStatistics, ImageSet
+    from diffusers_cg.sweep import Sampler
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -34,8 +41,30 @@ def diffusers_cg() -> None:
 
 
 Dtype = Literal["fp32", "fp16", "bf16"]
+# flags that several commands have
 MODEL = typer.Option("--model", help="Pipeline that draws from noise: its folder, or Hub name.")
+CLASSES = typer.Option("--classes", help="Class labels; all of the model's by default, if it needs any.")
+RANDOM_CLASSES = typer.Option("--random_classes", help="Draw each image's class, instead of as many of each.")
+SEED = typer.Option("--seed", help="What the images follow from.")
+BATCH_SIZE = typer.Option("--batch_size", help="Images at once; changes none of them.")
+DTYPE = typer.Option("--dtype", help="Precision of the networks.")
 DEVICE = typer.Option("--device", help="cuda, cpu, ...; a GPU if there is one by default.")
+REFERENCE = typer.Option(
+    "--reference",
+    help="Real images: an .npz (arr_0 uint8; or mu, sigma, mu_s, sigma_s), a folder, or a dataset: its folder or Hub "
+    "name.",
+)
+RESOLUTION = typer.Option(
+    "--resolution", help="Resize images of folders and datasets to this side and crop them, as for training."
+)
+SPLIT = typer.Option("--split", help="Of a dataset: train, validation, ...; the only one by default.")
+CONFIG_NAME = typer.Option("--config_name", help="Configuration of a dataset that has several.")
+IMAGE_COLUMN = typer.Option("--image_column", help="Of a dataset; its only column of images by default.")
+EXTRACTOR = typer.Option("--extractor", help="inception, or module:function of your own.")
+INCEPTION_WEIGHTS = typer.Option("--inception_weights", help="torch-fidelity's file; downloaded by default.")
+CACHE_DIR = typer.Option(
+    "--cache_dir", help="Keeps features of references; reference_features beside --output by default."
+)
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -160,13 +189,13 @@ def sample(
     low_res_blur: Annotated[
         float | None, typer.Option("--low_res_blur", help="Blur of what the upsampler gets, in pixels.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="What the images follow from.")] = 0,
-    batch_size: Annotated[int, typer.Option("--batch_size", help="Images at once; changes none of them.")] = 8,
+    seed: Annotated[int, SEED] = 0,
+    batch_size: Annotated[int, BATCH_SIZE] = 8,
     png: Annotated[bool, typer.Option("--png/--no_png", help="Leave a file per image, in a folder per class.")] = True,
     npz: Annotated[
         bool, typer.Option("--npz/--no_npz", help="Leave samples.npz, in the layout of the reference.")
     ] = False,
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="Precision of the networks.")] = "fp32",
+    dtype: Annotated[Dtype, DTYPE] = "fp32",
     device: Annotated[str | None, DEVICE] = None,
 ) -> None:
     """Draws images into a folder per class, or into samples.npz, and a grid of some of them into grid.png.
@@ -212,42 +241,17 @@ def sample(
 @command
 def evaluate(
     samples: Annotated[
-        str,
-        typer.Argument(
-            metavar="SAMPLES",
-            help="An .npz (arr_0 uint8; or mu, sigma, mu_s, sigma_s), a folder of images, or a dataset: its folder or "
-            "Hub name.",
-        ),
+        str, typer.Argument(metavar="SAMPLES", help="Images or statistics to measure, given as the reference is.")
     ],
-    reference: Annotated[str, typer.Option("--reference", help="The same, of real images.")],
+    reference: Annotated[str, REFERENCE],
     output: Annotated[Path, typer.Option("--output", help="Folder to write; a report that is there is replaced.")],
-    resolution: Annotated[
-        int | None,
-        typer.Option(
-            "--resolution", help="Resize images of folders and datasets to this side and crop them, as for training."
-        ),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option("--split", help="Of a dataset: train, validation, ...; the only one by default.")
-    ] = None,
-    config_name: Annotated[
-        str | None, typer.Option("--config_name", help="Configuration of a dataset that has several.")
-    ] = None,
-    image_column: Annotated[
-        str | None, typer.Option("--image_column", help="Of a dataset; its only column of images by default.")
-    ] = None,
-    extractor: Annotated[
-        str, typer.Option("--extractor", help="inception, or module:function of your own.")
-    ] = "inception",
-    inception_weights: Annotated[
-        Path | None, typer.Option("--inception_weights", help="torch-fidelity's file; downloaded by default.")
-    ] = None,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--cache_dir", help="Keeps features of references; reference_features beside --output by default."
-        ),
-    ] = None,
+    resolution: Annotated[int | None, RESOLUTION] = None,
+    split: Annotated[str | None, SPLIT] = None,
+    config_name: Annotated[str | None, CONFIG_NAME] = None,
+    image_column: Annotated[str | None, IMAGE_COLUMN] = None,
+    extractor: Annotated[str, EXTRACTOR] = "inception",
+    inception_weights: Annotated[Path | None, INCEPTION_WEIGHTS] = None,
+    cache_dir: Annotated[Path | None, CACHE_DIR] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", help="Images at once; changes no number.")] = 64,
     device: Annotated[
         str | None, typer.Option("--device", help="Of Inception: cuda, cpu, ...; a GPU if there is one by default.")
@@ -258,27 +262,19 @@ def evaluate(
     The features of the reference's images are kept for the next samples. Between statistics (mu, sigma) no extractor is
     needed, and there are Frechet distances alone.
     """
-    from diffusers_cg import evaluation as ev
-    from diffusers_cg.evaluation.dataset_files import is_dataset
+    from diffusers_cg.evaluation import ImageSet
+    from diffusers_cg.evaluation import evaluate as measure
     from diffusers_cg.evaluation.inception import INCEPTION
     from diffusers_cg.evaluation.report import REPORT_FILE
     from diffusers_cg.files import atomic_directory
     from diffusers_cg.sampling import resolve_device
 
-    of_dataset = {"split": split, "config_name": config_name, "image_column": image_column}
     with user_errors(), atomic_directory(output, replaces=REPORT_FILE) as directory:
-        if inception_weights is not None and extractor != INCEPTION:
-            raise UserError(f"--inception_weights is for the extractor {INCEPTION}, not for {extractor}.")
-        if any(of_dataset.values()) and not any(map(is_dataset, (samples, reference))):
-            raise UserError(
-                f"--split, --config_name and --image_column are for datasets, which neither {samples} nor {reference} "
-                "is: leave them out."
-            )
-        loaded = None if extractor == INCEPTION else ev.load_extractor(extractor)
-        sets = [ev.open_set(source, resolution, **of_dataset, progress_bar=True) for source in (samples, reference)]
-        if loaded is None and any(isinstance(each, ev.ImageSet) for each in sets):
-            loaded = ev.InceptionFeatures(inception_weights, resolve_device(device))
-        evaluation = ev.evaluate(
+        sets = open_sets([samples, reference], resolution, split, config_name, image_column)
+        loaded = None
+        if extractor != INCEPTION or inception_weights or any(isinstance(each, ImageSet) for each in sets):
+            loaded = open_extractor(extractor, inception_weights, resolve_device(device))
+        evaluation = measure(
             *sets,
             loaded,
             batch_size=batch_size,
@@ -288,6 +284,116 @@ def evaluate(
         evaluation.save(directory)
     print(evaluation.to_markdown())
     print(f"Saved {output}.")
+
+
+def open_sets(
+    sources: list[str], resolution: int | None, split: str | None, config_name: str | None, image_column: str | None
+) -> list["ImageSet | FeatureStatistics"]:
+    """Opens what the flags of `evaluate` and `sweep` name."""
+    from diffusers_cg.evaluation import open_set
+    from diffusers_cg.evaluation.dataset_files import is_dataset
+
+    of_dataset = given(split=split, config_name=config_name, image_column=image_column)
+    if of_dataset and not any(map(is_dataset, sources)):
+        raise UserError(
+            f"--split, --config_name and --image_column are for datasets, and {' and '.join(sources)} is none: leave "
+            "them out."
+        )
+    return [open_set(source, resolution, **of_dataset, progress_bar=True) for source in sources]
+
+
+def open_extractor(
+    extractor: str,
+    inception_weights: Path | None,
+    device: "torch.device",
+) -> "FeatureExtractor":
+    """The extractor that the flags name."""
+    from diffusers_cg.evaluation import InceptionFeatures, load_extractor
+    from diffusers_cg.evaluation.inception import INCEPTION
+
+    if extractor != INCEPTION:
+        if inception_weights is not None:
+            raise UserError(f"--inception_weights is for the extractor {INCEPTION}, not for {extractor}.")
+        return load_extractor(extractor)
+    return InceptionFeatures(inception_weights, device)
+
+
+@app.command(cls=ManyValues)
+@command
+def sweep(
+    model: Annotated[str, MODEL],
+    reference: Annotated[str, REFERENCE],
+    scales: Annotated[list[float], typer.Option("--scales", help="Scales of guidance, 0 for none.")],
+    samplers: Annotated[
+        list[str], typer.Option("--samplers", help="ddpm or ddim and its steps, as in ddpm:250 ddim:25.")
+    ],
+    num_samples: Annotated[int, typer.Option("--num_samples", help="Images for every sampler and scale.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder of the sweep; an earlier one's goes on.")],
+    classes: Annotated[list[int] | None, CLASSES] = None,
+    random_classes: Annotated[bool, RANDOM_CLASSES] = False,
+    seed: Annotated[int, SEED] = 0,
+    batch_size: Annotated[int, BATCH_SIZE] = 8,
+    resolution: Annotated[int | None, RESOLUTION] = None,
+    split: Annotated[str | None, SPLIT] = None,
+    config_name: Annotated[str | None, CONFIG_NAME] = None,
+    image_column: Annotated[str | None, IMAGE_COLUMN] = None,
+    extractor: Annotated[str, EXTRACTOR] = "inception",
+    inception_weights: Annotated[Path | None, INCEPTION_WEIGHTS] = None,
+    evaluation_batch_size: Annotated[
+        int, typer.Option("--evaluation_batch_size", help="Images that are measured at once; changes no number.")
+    ] = 64,
+    cache_dir: Annotated[Path | None, CACHE_DIR] = None,
+    dtype: Annotated[Dtype, DTYPE] = "fp32",
+    device: Annotated[str | None, DEVICE] = None,
+) -> None:
+    """Measures samples of every sampler at every scale, and plots fidelity against diversity.
+
+    Leaves table.md, sweep.json, by_scale.png, trade_off.png and pictures of the same images at every scale. Stopped and
+    started again it goes on, also with more scales, samplers or samples; `accelerate launch -m diffusers_cg sweep ...`
+    shares the sampling among several processes.
+    """
+    from diffusers_cg.hub.conversion import DTYPES
+    from diffusers_cg.sampling import resolve_device, start_processes
+    from diffusers_cg.sweep import TABLE_FILE, sweep_to_folder
+
+    with user_errors():
+        parsed = [parse_sampler(text) for text in samplers]
+        (opened,) = open_sets([reference], resolution, split, config_name, image_column)
+        processes = start_processes()
+        with processes.local_main_process_first():  # it downloads weights for the others
+            loaded = open_extractor(
+                extractor, inception_weights, processes.device if device is None else resolve_device(device)
+            )
+        sweep_to_folder(
+            output,
+            model,
+            opened,
+            loaded,
+            scales,
+            parsed,
+            num_samples,
+            classes=classes or None,
+            random_classes=random_classes,
+            seed=seed,
+            batch_size=batch_size,
+            evaluation_batch_size=evaluation_batch_size,
+            cache_dir=cache_dir or output.parent / "reference_features",
+            dtype=DTYPES[dtype],
+            device=device,
+        )
+    if processes.is_main_process:
+        print((output / TABLE_FILE).read_text())
+        print(f"Saved {output}.")
+
+
+def parse_sampler(text: str) -> "Sampler":
+    """`ddpm:250` as a [`Sampler`]."""
+    from diffusers_cg.sweep import Sampler
+
+    name, _, steps = text.partition(":")
+    if name not in ("ddpm", "ddim") or not steps.isdecimal():
+        raise UserError(f"In --samplers, a sampler is ddpm or ddim and its steps, as in ddpm:250, not {text}.")
+    return Sampler(name, int(steps))
 
 
 @app.command()
