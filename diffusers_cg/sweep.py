@@ -1,7 +1,7 @@
 """The trade-off between fidelity and diversity, scale by scale (the paper's figures 3 and 4): `diffusers-cg sweep`."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -112,7 +112,7 @@ def sweep_to_folder(
         for sampler in samplers
         for scale in scales
     }
-    check_stages(stages.values(), classes)
+    classes = resolve_classes(stages.values(), classes)
 
     output_dir, processes = Path(output_dir), start_processes()
     if processes.is_main_process and not isinstance(reference, MeasuredSet):
@@ -146,15 +146,21 @@ def sweep_to_folder(
     return points
 
 
-def check_stages(stages: Iterable[Stage], classes: Sequence[int] | None) -> None:
-    """Raises `ValueError` or `TypeError` where sampling from one of them would."""
+def resolve_classes(stages: Collection[Stage], classes: Sequence[int] | None) -> Sequence[int] | None:
+    """The classes of all stages: those that any of them needs, so that all draw the same images.
+
+    Raises:
+        ValueError, TypeError: where sampling from one of the stages would.
+    """
     if classes is not None:
         check_classes(classes)
-    pipes = {}
+    one_of_each = {stage.sampler: stage for stage in stages}
+    pipes = {sampler: stage.load_base() for sampler, stage in one_of_each.items()}
+    needed = [stage.needed_classes(pipes[stage.sampler]) for stage in stages]
+    classes = classes or next((some for some in needed if some is not None), None)
     for stage in stages:
-        if stage.sampler not in pipes:
-            pipes[stage.sampler] = stage.load_base()
-        stage.check(pipes[stage.sampler], classes or stage.needed_classes(pipes[stage.sampler]))
+        stage.check(pipes[stage.sampler], classes)
+    return classes
 
 
 def cell_directory(output_dir: Path, sampler: Sampler, scale: float) -> Path:

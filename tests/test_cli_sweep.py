@@ -25,10 +25,11 @@ THUMBNAILS = ["--extractor", "tiny_extractor:Thumbnails"]
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """A model, one without a classifier, and a reference."""
+    """A model, an unconditional one with a classifier and one without, and a reference."""
     root = tmp_path_factory.mktemp("given")
     tiny.pipeline(ClassifierGuidedDDPMPipeline, conditional=True).save_pretrained(root / "model")
     tiny.pipeline(ClassifierGuidedDDPMPipeline, with_classifier=False).save_pretrained(root / "unguided")
+    tiny.pipeline(ClassifierGuidedDDPMPipeline).save_pretrained(root / "unconditional")
     np.savez(root / "reference.npz", arr_0=np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8))
     return root
 
@@ -122,6 +123,19 @@ def test_killed_and_started_again_leaves_what_an_undisturbed_sweep_does(undistur
     assert contents(tmp_path / "out") == expected
 
 
+def test_an_unconditional_unet_draws_the_same_images_at_every_scale(sweep, tmp_path):
+    sweep("--samplers", "ddim:2", "--scales", 0, 1e-6, "--num_samples", 7, model="unconditional")
+    drawn = [
+        {
+            file.relative_to(cell): np.asarray(Image.open(file), dtype=int)
+            for file in (cell / "samples").rglob("*/*.png")
+        }
+        for cell in sorted((tmp_path / "out" / "ddim_2").iterdir())
+    ]
+    assert drawn[0].keys() == drawn[1].keys() and len(drawn[0]) == 7
+    assert max(abs(drawn[0][name] - drawn[1][name]).max() for name in drawn[0]) <= 1
+
+
 def test_statistics_alone_as_a_reference(sweep, given, tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "statistics.npz", mu=rng.normal(size=6), sigma=np.eye(6))
@@ -134,8 +148,16 @@ def test_statistics_alone_as_a_reference(sweep, given, tmp_path):
 @pytest.mark.parametrize(
     ("model", "argv", "said"),
     [
-        ("model", ["--samplers", "ddpm"], "In --samplers, a sampler is ddpm or ddim and its steps, as in ddpm:250, not ddpm"),
-        ("model", ["--samplers", "plms:3"], "In --samplers, a sampler is ddpm or ddim and its steps, as in ddpm:250, not plms:3"),
+        (
+            "model",
+            ["--samplers", "ddpm"],
+            "In --samplers, a sampler is ddpm or ddim and its steps, as in ddpm:250, not ddpm",
+        ),
+        (
+            "model",
+            ["--samplers", "plms:3"],
+            "In --samplers, a sampler is ddpm or ddim and its steps, as in ddpm:250, not plms:3",
+        ),
         ("model", ["--samplers", "ddim:2", "ddim:2"], "`samplers` must name at least one, each once"),
         ("model", ["--scales", 1, 1], "`scales` must name at least one, each once, got 1.0, 1.0"),
         ("model", ["--scales=-1"], "`classifier_scale` must be finite and at least 0"),
