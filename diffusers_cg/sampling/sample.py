@@ -150,32 +150,22 @@ class Run:
 
     def draw(self) -> None:
         """Draws what is missing, in all stages."""
+        if self.processes.is_main_process:
+            self.folder.write_settings(self.settings)
         batches = [self.requests[i : i + self.batch_size] for i in range(0, len(self.requests), self.batch_size)]
         missing = self.folder.missing(self.requests)
         batches = [batch for batch in batches if not missing.isdisjoint(batch)]
-        low_res_missing = set()
-        if self.upsampler is not None:
-            low_res_missing = self.low_res_folder.missing([request for batch in batches for request in batch])
-        self.processes.wait_for_everyone()  # all have seen the same
-        if self.processes.is_main_process:
-            self.folder.write_settings(self.settings)
-        self.processes.wait_for_everyone()
 
         pipe, self.base_pipe = self.base_pipe, None
-        if self.upsampler is None:
-            self._draw(pipe, self.base, 0, batches, missing, self.folder, lambda batch: {"batch_size": len(batch)})
-            return
-        self._draw(
-            *(pipe, self.base, 0, batches, low_res_missing, self.low_res_folder),
-            lambda batch: {"batch_size": len(batch)},
-        )
-        del pipe
-        release_memory()
-        self.processes.wait_for_everyone()
-        self._draw(
-            *(self.upsampler.load_upsampler(), self.upsampler, 1, batches, missing, self.folder),
-            lambda batch: {"image": [self.low_res_folder.read(request) for request in batch]},
-        )
+        first_folder = self.folder if self.upsampler is None else self.low_res_folder
+        self._draw(pipe, self.base, 0, batches, first_folder, lambda batch: {"batch_size": len(batch)})
+        if self.upsampler is not None:
+            del pipe
+            release_memory()
+            self._draw(self.upsampler.load_upsampler(), self.upsampler, 1, batches, self.folder, self._low_res)
+
+    def _low_res(self, batch: list[Request]) -> dict[str, Any]:
+        return {"image": [self.low_res_folder.read(request) for request in batch]}
 
     def _draw(
         self,
@@ -183,7 +173,6 @@ class Run:
         stage: Stage,
         stage_number: int,
         batches: list[list[Request]],
-        missing: set[Request],
         folder: SampleFolder,
         inputs: Callable[[list[Request]], dict[str, Any]],
     ) -> None:
@@ -191,8 +180,10 @@ class Run:
 
         Such a batch is drawn whole, for its images to have the company that they would have had.
         """
+        missing = folder.missing([request for batch in batches for request in batch])
         batches = [batch for batch in batches if not missing.isdisjoint(batch)]
         share = batches[self.processes.process_index :: self.processes.num_processes]
+        self.processes.wait_for_everyone()  # all have seen the same, and ended the stage before
         pipe.to(self.device)
         is_main = self.processes.is_main_process
         pipe.set_progress_bar_config(desc="steps", leave=False, disable=not is_main)
