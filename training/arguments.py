@@ -46,6 +46,13 @@ def add_data_arguments(parser: argparse.ArgumentParser, center_crop: bool) -> No
 
 def add_trunk_arguments(parser: argparse.ArgumentParser, base_channels: int, layers_per_block: int) -> None:
     group = parser.add_argument_group("architecture (section 3 of the paper)")
+    group.add_argument(
+        "--init_from",
+        metavar="PATH_OR_ID",
+        help="Fine-tune: start from a checkpoint of OpenAI's (.pt), a model or a pipeline (a folder, or an id on the "
+        "Hub). Flags of the architecture are taken from it; layers that do not fit the classes, channels or resolution "
+        "start anew. The noise schedule is not: see --ddpm_beta_schedule.",
+    )
     group.add_argument("--base_channels", type=int, default=base_channels, help="Width that the multipliers multiply.")
     group.add_argument(
         "--channel_multipliers",

@@ -14,6 +14,7 @@ from diffusers_cg.errors import UserError
 RECIPES = Path(__file__).parent / "recipes"
 BASE = "base"  # the one setting of a recipe that is no flag
 UNSET = ("", "null", "~")
+NOT_GIVEN = object()
 
 
 def installed_recipes() -> list[str]:
@@ -28,6 +29,8 @@ class RecipeParser(argparse.ArgumentParser):
     values, nothing or `null` to leave the default. Values are read as if typed, so that a flag's type and choices hold
     for both; what is typed has the last word. `base: NAME` starts from another recipe, which the rest of the file
     changes. A recipe is named by its path, or by the bare name of one that comes with the package.
+
+    What is parsed also holds `given`, the names of the flags that were typed or stand in the recipe.
     """
 
     def __init__(self, **options):
@@ -48,7 +51,11 @@ class RecipeParser(argparse.ArgumentParser):
             words = [] if config is None else self._recipe_words(config)
         except UserError as error:
             self.exit(2, f"error: {error}\n")
-        return super().parse_args([*words, *argv], namespace)
+        args = super().parse_args([*words, *argv], namespace)
+        blank = argparse.Namespace(**{action.dest: NOT_GIVEN for action in self._actions})
+        given = vars(super().parse_args([*words, *argv], blank))
+        args.given = sorted(name for name, value in given.items() if value is not NOT_GIVEN)
+        return args
 
     def _recipe_words(self, config: str) -> list[str]:
         """The recipe as words of a command line.

@@ -29,6 +29,7 @@ from diffusers_cg.training.arguments import (
 )
 from diffusers_cg.training.data import TrainingImages, load_image_folder
 from diffusers_cg.training.draws import draw_timesteps_and_noise
+from diffusers_cg.training.initial_model import start_from, take_architecture
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 from diffusers_cg.training.parser import RecipeParser
 
@@ -96,7 +97,9 @@ def main(args: argparse.Namespace) -> None:
     accelerator = make_accelerator(args)
     class_names = train.features["label"].names
     with user_errors():
+        pretrained = take_architecture(args, NoisyClassifierModel)
         classifier = make_classifier(args, class_names)
+        start_from(args, accelerator, classifier, pretrained)
         scheduler = DDPMScheduler(num_train_timesteps=args.ddpm_num_steps, beta_schedule=args.ddpm_beta_schedule)
     diffusion = GaussianDiffusion.from_scheduler(scheduler)
 

@@ -41,6 +41,7 @@ from diffusers_cg.training.arguments import (
 )
 from diffusers_cg.training.data import TrainingImages, load_image_folder
 from diffusers_cg.training.draws import draw_low_res_augmentation, draw_timesteps_and_noise
+from diffusers_cg.training.initial_model import start_from, take_architecture
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 from diffusers_cg.training.parser import RecipeParser
 
@@ -175,7 +176,9 @@ def main(args: argparse.Namespace) -> None:
         return ClassifierGuidedDDIMPipeline(unet, scheduler, classifier)
 
     with user_errors():
+        pretrained = take_architecture(args, ADMUNet2DModel)
         unet = make_unet(args, class_names)
+        start_from(args, accelerator, unet, pretrained)
         scheduler = DDPMScheduler(
             num_train_timesteps=args.ddpm_num_steps,
             beta_schedule=args.ddpm_beta_schedule,

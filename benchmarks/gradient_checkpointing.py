@@ -1,0 +1,136 @@
+"""Gradient checkpointing on the paper's 64x64 model: the same gradients with less memory.
+
+    OMP_NUM_THREADS=1 python benchmarks/gradient_checkpointing.py --batch_sizes 1 2 4
+
+runs forward and backward of the hybrid loss on that model (296M parameters, class-conditional) in a process of its own per
+row, and prints that process's peak memory; then the largest relative difference between the gradients with and without
+checkpointing. Memory grows linearly with the batch, so a line through the rows tells the largest batch that fits in
+`--memory` GiB together with AdamW's two states (8 bytes a parameter, added to the measured peak, which holds weights and
+gradients): it is extrapolated unless a row of that size is measured. A row that might exceed `--limit` GiB is not run.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusers_cg import ADMUNet2DModel, GaussianDiffusion
+from diffusers_cg.diffusion import training_losses
+from diffusers_cg.models.openai_checkpoint import RELEASED_CHECKPOINTS
+
+
+CHECKPOINT = "64x64_diffusion"
+ADAM_BYTES = 8  # per parameter: two averages in float32
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--memory", type=float, default=20.0, help="GiB that a training may take.")
+    parser.add_argument("--limit", type=float, default=16.0, help="GiB that a process of this benchmark may take.")
+    parser.add_argument("--step", nargs=3, metavar=("BATCH", "CHECKPOINTING", "FILE"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def step(batch_size: int, checkpointing: bool, file: str) -> None:
+    """One forward and backward pass, with weights and images from seed 0; the gradients go into a file if one is named."""
+    torch.manual_seed(0)
+    # without dropout, which would draw other zeros in the second pass of another schedule
+    model = ADMUNet2DModel(**{**RELEASED_CHECKPOINTS[CHECKPOINT].arguments, "dropout": 0.0})
+    for parameter in model.parameters():  # the layers that start at zero would pass no gradient on
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+    diffusion = GaussianDiffusion.from_scheduler(scheduler())
+    clean_images, noise = torch.randn(2, batch_size, 3, 64, 64)
+    timesteps = torch.randint(1000, (batch_size,))
+    sample = diffusion.q_sample(clean_images, noise, timesteps)
+    started = time.monotonic()
+    output = model.train()(sample, timesteps, torch.randint(1000, (batch_size,))).sample
+    training_losses(diffusion, output, clean_images, noise, sample, timesteps, 0.001).loss.mean().backward()
+    print(time.monotonic() - started)
+    if file != "-":
+        torch.save([parameter.grad for parameter in model.parameters()], file)
+
+
+def scheduler():
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(beta_schedule=RELEASED_CHECKPOINTS[CHECKPOINT].beta_schedule, variance_type="learned_range")
+
+
+def measure(batch_size: int, checkpointing: bool, file: str = "-") -> tuple[float, float]:
+    """Peak memory in GiB and seconds of [`step`] in a process of its own."""
+    command = [sys.executable, __file__, "--step", str(batch_size), str(int(checkpointing)), file]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"error: the process of batch size {batch_size} ended with {process.returncode}.")
+    return usage.ru_maxrss / 2**20, float(output)
+
+
+def gradient_difference(folder: Path, batch_size: int) -> float:
+    """Largest difference of a gradient, relative to the largest entry of its parameter's."""
+    files = [str(folder / name) for name in ("plain", "checkpointed")]
+    for checkpointing, file in enumerate(files):
+        measure(batch_size, bool(checkpointing), file)
+    plain, checkpointed = (torch.load(file, mmap=True, weights_only=True) for file in files)
+    return max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(plain, checkpointed))
+
+
+def main() -> None:
+    args = parse_args()
+    if args.step is not None:
+        batch_size, checkpointing, file = args.step
+        step(int(batch_size), checkpointing == "1", file)
+        return
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in ADMUNet2DModel(**RELEASED_CHECKPOINTS[CHECKPOINT].arguments).parameters())
+    adam = parameters * ADAM_BYTES / 2**30
+    print(f"{CHECKPOINT}: {parameters:,} parameters; AdamW's states take {adam:.2f} GiB\n")
+    print(
+        "| checkpointing | batch | peak memory | with AdamW | seconds |\n| --- | --- | --- | --- | --- |", flush=True
+    )
+    facts = {}
+    for checkpointing in (False, True):
+        name, peaks = ("yes" if checkpointing else "no"), {}
+        for batch_size in sorted(args.batch_sizes):
+            if len(peaks) > 1 and fit(peaks)(batch_size) > args.limit:
+                print(
+                    f"| {name} | {batch_size} | not run, {fit(peaks)(batch_size):.1f} GiB expected | | |", flush=True
+                )
+                continue
+            peaks[batch_size], seconds = measure(batch_size, checkpointing)
+            peak = peaks[batch_size]
+            print(f"| {name} | {batch_size} | {peak:.2f} GiB | {peak + adam:.2f} GiB | {seconds:.0f} |", flush=True)
+        facts[name] = peaks
+    for name, peaks in facts.items():
+        if len(peaks) > 1:
+            slope, intercept = np.polyfit(list(peaks), list(peaks.values()), 1)
+            largest = int((args.memory - adam - intercept) / slope)
+            print(
+                f"\ncheckpointing {name}: {intercept:.2f} GiB and {slope:.3f} GiB an image; "
+                f"at most {largest} images in {args.memory:g} GiB"
+                f"{'' if largest in peaks else ' (extrapolated)'}"
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"\nlargest relative difference of a gradient: {gradient_difference(Path(folder), 1):.1e}")
+    print(json.dumps(facts))
+
+
+def fit(peaks: dict[int, float]) -> np.poly1d:
+    return np.poly1d(np.polyfit(list(peaks), list(peaks.values()), 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Starting a network from one that was trained on other classes, channels or image sizes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from huggingface_hub.errors import HFValidationError
+
+from diffusers_cg.models.adm_trunk import level_resolutions
+from diffusers_cg.models.adm_unet import ADMUNet2DModel
+from diffusers_cg.models.noisy_classifier import NoisyClassifierModel
+
+
+Model = TypeVar("Model", ADMUNet2DModel, NoisyClassifierModel)
+
+SUBFOLDERS = {ADMUNet2DModel: "unet", NoisyClassifierModel: "classifier"}  # of a pipeline's folder
+REPLACEABLE = {
+    "sample_size",
+    "in_channels",
+    "out_channels",
+    "low_res_channels",
+    "num_class_embeds",
+    "num_classes",
+    "class_names",
+    "dropout",
+}
+
+
+@dataclass(frozen=True)
+class ReplacedParameter:
+    """A parameter that could not be taken over.
+
+    Args:
+        name (`str`): Its key in the state dictionary.
+        before, after (`tuple[int, ...]`, *optional*): Its shape in the pretrained and in the new model; None where that
+            has no such parameter.
+    """
+
+    name: str
+    before: tuple[int, ...] | None
+    after: tuple[int, ...] | None
+
+    def __str__(self) -> str:
+        if self.before is None:
+            return f"{self.name} {self.after} is new"
+        if self.after is None:
+            return f"{self.name} {self.before} is left out"
+        return f"{self.name} {self.after} starts anew" + (f", was {self.before}" if self.before != self.after else "")
+
+
+def load_pretrained(model_class: type[Model], path: str | Path) -> Model:
+    """Loads a network from wherever it may lie, whole.
+
+    Args:
+        model_class (`type`): `ADMUNet2DModel` or `NoisyClassifierModel`.
+        path (`str` or `Path`): A file of OpenAI's layout, a folder of a model, a folder of a pipeline, or the id of
+            either on the Hub.
+
+    Raises:
+        ValueError, OSError: if there is none, it is of another class, or parameters are missing or left over.
+    """
+    if Path(path).is_file():
+        return model_class.from_single_file(path)
+    subfolder = SUBFOLDERS[model_class]
+    if not (Path(path) / "config.json").is_file() and (not Path(path).is_dir() or (Path(path) / subfolder).is_dir()):
+        where = {"subfolder": subfolder}
+    else:
+        where = {}
+    try:
+        class_name = model_class.load_config(path, **where).get("_class_name")
+    except (OSError, HFValidationError) as error:
+        raise ValueError(
+            f"{path} is no {model_class.__name__}: pass a .pt or .safetensors file, a folder with config.json or with "
+            f"{subfolder}/, or the id of such a pipeline on the Hub."
+        ) from error
+    if class_name != model_class.__name__:
+        raise ValueError(f"{path} holds a {class_name}, not a {model_class.__name__}.")
+    model, info = model_class.from_pretrained(path, output_loading_info=True, **where)
+    faults = [
+        f"{len(info[kind])} {said} ({', '.join(sorted(map(str, info[kind]))[:3])})"
+        for kind, said in (
+            ("missing_keys", "missing"),
+            ("unexpected_keys", "left over"),
+            ("mismatched_keys", "of another shape"),
+        )
+        if info[kind]
+    ]
+    if faults:
+        raise ValueError(f"The weights in {path} do not match its config.json; parameters: {', '.join(faults)}.")
+    return model
+
+
+def _architecture(model: ADMUNet2DModel | NoisyClassifierModel) -> dict:
+    """What two models must have in common; levels with attention by number, since their sides go with the image's."""
+    config = {key: value for key, value in model.config.items() if not key.startswith("_") and key not in REPLACEABLE}
+    multipliers = tuple(config["channel_multipliers"])
+    sides = level_resolutions(model.config.sample_size, len(multipliers))
+    levels = sorted(sides.index(side) for side in config.pop("attention_resolutions"))
+    return {**config, "channel_multipliers": multipliers, "levels with attention": levels}
+
+
+@torch.no_grad()
+def load_weights(
+    model: ADMUNet2DModel | NoisyClassifierModel, pretrained: ADMUNet2DModel | NoisyClassifierModel
+) -> list[ReplacedParameter]:
+    """Copies into `model`, a new one, all weights of a pretrained one that fit.
+
+    The two may differ in classes, image channels, learned or fixed variance, low-resolution channels, image size and
+    dropout. A layer of which one parameter does not fit stays as it was started: the first or last convolution, the
+    class embedding, the last layer of a classifier, the positions of its attention pooling.
+
+    Returns:
+        `list[ReplacedParameter]`: What was not taken over.
+
+    Raises:
+        ValueError: if the two differ in anything else.
+    """
+    if type(model) is not type(pretrained):
+        raise ValueError(f"A {type(model).__name__} cannot start from a {type(pretrained).__name__}.")
+    ours, theirs = _architecture(model), _architecture(pretrained)
+    differing = [f"{key}={theirs.get(key)} (here {ours.get(key)})" for key in ours if ours[key] != theirs.get(key)]
+    if differing:
+        raise ValueError(
+            f"The pretrained {type(model).__name__} has {', '.join(differing)}: only classes, channels, image size and "
+            "dropout may differ, leave the rest as it is there."
+        )
+    target, source = model.state_dict(), pretrained.state_dict()
+    shapes = [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in (source, target)]
+    names = list(dict.fromkeys([*source, *target]))
+    layers = {_layer(name) for name in names if shapes[0].get(name) != shapes[1].get(name)}
+    model.load_state_dict({name: source[name] for name in target if _layer(name) not in layers}, strict=False)
+    return [
+        ReplacedParameter(name, shapes[0].get(name), shapes[1].get(name)) for name in names if _layer(name) in layers
+    ]
+
+
+def _layer(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def scaled_attention_resolutions(
+    model: ADMUNet2DModel | NoisyClassifierModel, sample_size: int | Sequence[int]
+) -> tuple[int, ...]:
+    """The sides of the levels with attention of `model`, if its images had another size.
+
+    Raises:
+        ValueError: if the levels do not divide that size.
+    """
+    num_levels = len(model.config.channel_multipliers)
+    sides, new_sides = (level_resolutions(size, num_levels) for size in (model.config.sample_size, sample_size))
+    return tuple(new_sides[sides.index(side)] for side in model.config.attention_resolutions)
+
+
+def with_replaced(model: Model, **changed) -> tuple[Model, list[ReplacedParameter]]:
+    """A new model for other classes, channels or sizes, with all weights of `model` that fit, to be trained on.
+
+    Args:
+        model (`ADMUNet2DModel` or `NoisyClassifierModel`): The pretrained one; not changed.
+        changed: Arguments of its class: `num_class_embeds` or `num_classes`, `class_names`, `in_channels`,
+            `out_channels`, `low_res_channels`, `sample_size`, `dropout`.
+
+    Returns:
+        The new model, and the list of [`ReplacedParameter`], whose layers start as in a fresh model.
+
+    Raises:
+        ValueError: if another argument is given, or they contradict each other.
+    """
+    wrong = sorted(set(changed) - (REPLACEABLE & set(model.config)))
+    if wrong:
+        raise ValueError(
+            f"{', '.join(wrong)} of a pretrained {type(model).__name__} cannot be changed: only "
+            f"{', '.join(sorted(REPLACEABLE & set(model.config)))} can."
+        )
+    arguments = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    if {"num_classes", "num_class_embeds"} & set(changed):
+        arguments["class_names"] = None  # they were those of the old classes
+    if "sample_size" in changed:
+        arguments["attention_resolutions"] = scaled_attention_resolutions(model, changed["sample_size"])
+    new = type(model)(**{**arguments, **changed}).to(model.dtype)
+    replaced = load_weights(new, model)
+    return new, replaced
