@@ -30,4 +30,10 @@ __version__ = "0.1.0"
 DIGITS = Path(__file__).parent / "pretrained" / "digits"
 """A small pipeline that ships with the package: handwritten digits, 16x16, gray, 10 classes."""
 
-register_library()
+register_library(
+    ADMUNet2DModel,
+    NoisyClassifierModel,
+    ClassifierGuidedDDIMPipeline,
+    ClassifierGuidedDDPMPipeline,
+    ClassifierGuidedSuperResolutionPipeline,
+)

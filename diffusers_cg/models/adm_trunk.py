@@ -162,10 +162,14 @@ class ADMTrunkMixin(AttentionMixin):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As `ModelMixin.from_pretrained`, with the weights aligned as those of a new model.
+        """As `ModelMixin.from_pretrained`, but from safetensors only, and with the weights aligned as in a new model.
 
-        Mapped from a file they lie anywhere, and CPU kernels then round otherwise: images would differ in the last bits.
+        diffusers unpickles where it finds no safetensors, unless told not to (`use_safetensors=False` still does).
+        Mapped from a file, weights lie anywhere, and CPU kernels then round otherwise: images would differ in the last
+        bits.
         """
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for parameter in model.parameters():
