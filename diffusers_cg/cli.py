@@ -426,6 +426,50 @@ def nll(
     print(f"Saved {output}.")
 
 
+@app.command(cls=ManyValues)
+@command
+def push(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A saved pipeline, or the result of a training script.")
+    ],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="On the Hub; made where there is none.")],
+    private: Annotated[
+        bool | None,
+        typer.Option("--private/--public", help="Of a repository that is made; the Hub's default is public."),
+    ] = None,
+    with_code: Annotated[
+        bool, typer.Option("--with_code", help="Publish code, too, for those who have diffusers alone.")
+    ] = False,
+    grid: Annotated[
+        Path | None, typer.Option("--grid", help="Picture for the card; drawn by default, unless that takes long.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Folder that evaluate wrote; FOLDER by default, if it has a report."),
+    ] = None,
+    license: Annotated[str | None, typer.Option("--license", help="Identifier of the weights' licence.")] = None,
+    datasets: Annotated[
+        list[str] | None, typer.Option("--datasets", help="Names, on the Hub, of what the model was trained on.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base_model", help="Name, on the Hub, of the model that training began from.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option("--token", help="Of the Hub; hf auth login or HF_TOKEN by default.")
+    ] = None,
+) -> None:
+    """Publishes a model with its card and samples on the Hub, all at once or not at all.
+
+    A card that is there is kept, and brought up to date where nobody edited it.
+    """
+    from diffusers_cg.hub.publishing import Extras, push_folder
+
+    known = given(license=license, datasets=datasets or None, base_model=base_model)
+    with user_errors():
+        commit = push_folder(folder, name, private, token, Extras(with_code, grid, report, known))
+    print(f"Published {commit.commit_url}.")
+
+
 def main() -> None:
     app()
 

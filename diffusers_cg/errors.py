@@ -9,6 +9,7 @@ from typing import ParamSpec
 from safetensors import SafetensorError
 
 from diffusers_cg.extras import MissingExtraError
+from diffusers_cg.hub.hub_errors import hub_sentence
 
 
 P = ParamSpec("P")
@@ -40,13 +41,24 @@ def command(main: Callable[P, None]) -> Callable[P, None]:
             # from a process that loads images, it comes wrapped in that process's traceback
             sys.exit(_report(str(error).rpartition("UserError: ")[2].strip()))
         except OSError as error:
-            sys.exit(_report(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"))
+            sys.exit(_report(hub_sentence(error) or file_sentence(error)))
         except SafetensorError as error:  # met the full disk
             sys.exit(_report(str(error)))
+        except Exception as error:
+            sentence = hub_sentence(error)
+            if sentence is None:
+                raise
+            sys.exit(_report(sentence))
 
     return wrapped
 
 
+def file_sentence(error: OSError) -> str:
+    """What the file system has against a path."""
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+
+
 def _report(sentence: str) -> int:
-    print(f"error: {sentence.rstrip('.')}.", file=sys.stderr, flush=True)
+    sentence = " ".join(sentence.split()).rstrip(".")  # other libraries' take several lines
+    print(f"error: {sentence}.", file=sys.stderr, flush=True)
     return 2

@@ -23,7 +23,7 @@ COMMANDS = [
 ]
 
 
-def test_python_that_needs_no_other_files_runs_in_order(tmp_path, monkeypatch):
+def test_python_that_needs_no_other_files_runs_in_order(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # all but those that need OpenAI's files or a trained pipeline
     runnable = [block for block in PYTHON if not re.search(r"adm-256|\.pt\"|seven.png", block)]

@@ -92,3 +92,18 @@ class Evaluation:
         """Writes `report.json` (the fields of this class) and `report.md` into an existing folder."""
         (Path(directory) / REPORT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
         (Path(directory) / MARKDOWN_FILE).write_text(self.to_markdown())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Evaluation":
+        """Reads what [`save`] wrote.
+
+        Raises:
+            ValueError: if there is none, or something else.
+        """
+        path = Path(directory) / REPORT_FILE
+        try:
+            fields = json.loads(path.read_text())
+            sets = {name: SetFacts(**fields.pop(name)) for name in ("samples", "reference")}
+            return cls(**sets, **fields)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is not a report of diffusers-cg evaluate ({error}).") from error

@@ -90,12 +90,11 @@ def convert_checkpoints(
         if released is not None:
             write_openai_model_card(
                 directory,
+                pipe,
                 unet_path.name,
                 None if classifier_path is None else Path(classifier_path).name,
-                conditional=unet.config.num_class_embeds is not None,
                 dtype=dtype,
                 name=Path(output_dir).name,
-                low_res_size=low_res_size,
             )
     return released
 

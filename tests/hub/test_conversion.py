@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from huggingface_hub import ModelCard
 from processes import Signal, run_cli
@@ -97,23 +98,28 @@ def test_an_upsampler_becomes_an_upsampling_pipeline(files, convert, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "low_res_size"), [("64_256_upsampler", 64), ("128_512_upsampler", 128)])
-def test_released_upsamplers_need_no_facts(tmp_path, name, low_res_size):
+def test_released_upsamplers_need_no_facts(tmp_path, monkeypatch, name, low_res_size):
     manifest = json.loads((DATA / "manifests" / f"{name}.json").read_text())
     recognised = recognise({key: tuple(shape) for key, shape in manifest["shapes"].items()})
     released = find_released(recognised, name)
     assert released is RELEASED_CHECKPOINTS[name]
     assert resolve_low_res_size(recognised, released, None) == low_res_size
 
-    write_openai_model_card(
-        tmp_path, f"{name}.pt", None, conditional=True, dtype="fp32", name="up", low_res_size=low_res_size
+    pipe = tiny.pipeline(
+        ClassifierGuidedSuperResolutionPipeline, conditional=True, low_res_size=4, with_classifier=False
     )
+    write_openai_model_card(tmp_path, pipe, f"{name}.pt", None, dtype="fp32", name="up")
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.pipeline_tag == "image-to-image"
+    assert (card.data.license, card.data.datasets) == ("mit", ["imagenet-1k"])
+    assert "(from 4 pixels) of OpenAI's guided-diffusion" in card.text
+    assert "research" in card.text and f"`{name}.pt`" in card.text
     (snippet,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
-    compile(snippet, "card", "exec")
-    assert 'ClassifierGuidedSuperResolutionPipeline.from_pretrained("up")' in snippet
-    assert f"# {low_res_size}x{low_res_size}" in snippet
-    assert "pipe(image=low, class_labels=[207], generator=" in snippet
+    pipe.save_pretrained(tmp_path / "up")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(snippet.replace("[4], ", "[4], num_inference_steps=2, "), names)
+    assert names["images"][0].size == (8, 8)
 
 
 def test_precision_shards_and_schedule(files, convert, tmp_path):
