@@ -40,29 +40,31 @@ def list_class_folders(directory: Path) -> list[Path]:
     return sorted(entry for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def image_fault(file: Path) -> str | None:
-    """Why a file cannot be read as an image; None if it can."""
+def image_fault(file: str | Path | BinaryIO) -> str | None:
+    """Why a file, or what was read of one, cannot be read as an image; None if it can."""
     try:
         with Image.open(file) as image:
             image.load()
-    except Image.UnidentifiedImageError:
-        return "not an image"
     except DECODING_ERRORS as error:
-        return f"damaged: {error}"
+        return _describe(error)
     return None
 
 
 def load_image(file: str | Path | BinaryIO, channels: int, name: str | None = None) -> Image.Image:
-    """Reads a file, turned upright, by [`convert_channels`].
+    """Reads a file, or what was read of one, turned upright, by [`convert_channels`].
 
     Raises:
-        UserError: if it cannot be read as an image; the sentence calls it `name`, or by its path.
+        UserError: if it cannot be read as an image; the sentence calls it `name`, or else by its path.
     """
     try:
         with Image.open(file) as opened:
             return convert_channels(ImageOps.exif_transpose(opened), channels)
     except DECODING_ERRORS as error:
-        raise UserError(f"{name or file} cannot be read as an image: {error}.") from error
+        raise UserError(f"{name or file} cannot be read as an image: {_describe(error)}.") from error
+
+
+def _describe(error: Exception) -> str:
+    return "not an image" if isinstance(error, Image.UnidentifiedImageError) else f"damaged: {error}"
 
 
 def convert_channels(image: Image.Image, channels: int) -> Image.Image:

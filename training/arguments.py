@@ -19,10 +19,51 @@ ATTENTION_RESOLUTIONS = (32, 16, 8)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, center_crop: bool) -> None:
-    group = parser.add_argument_group("data")
+    group = parser.add_argument_group("data (one of the first three says where)")
     group.add_argument(
-        "--train_data_dir", type=Path, required=True, help="Folder with a subfolder of images per class."
+        "--train_data_dir", type=Path, metavar="DIR", help="Folder with a subfolder of images per class."
     )
+    group.add_argument(
+        "--dataset_name",
+        metavar="NAME",
+        help="Dataset of the Hub, or a local folder that `datasets.load_dataset` reads (of Parquet files, say).",
+    )
+    group.add_argument(
+        "--train_data_files",
+        nargs="+",
+        metavar="FILE",
+        help="Parquet (.parquet) or webdataset (.tar) files: paths, patterns such as 'shards/*.tar', or URLs.",
+    )
+    group.add_argument("--dataset_config_name", metavar="NAME", help="Configuration of a dataset that has several.")
+    group.add_argument("--split", help="Split of the dataset to train on; train by default.")
+    group.add_argument("--image_column", metavar="NAME", help="Column of images; the only one by default.")
+    group.add_argument(
+        "--label_column",
+        metavar="NAME",
+        help="Column of labels, whole numbers from 0; by default the only one of class labels, or else label or cls.",
+    )
+    group.add_argument(
+        "--class_names", nargs="+", metavar="NAME", help="What the classes are called, where the dataset does not say."
+    )
+    group.add_argument(
+        "--num_classes", type=int, help="Number of classes, where a streamed dataset holds plain numbers as labels."
+    )
+    group.add_argument(
+        "--streaming",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Read the dataset while training, in place of downloading and converting it first.",
+    )
+    group.add_argument(
+        "--shuffle_buffer_size",
+        type=int,
+        default=1000,
+        help="Images of a stream among which the next one is drawn; 0 to take them as they come.",
+    )
+    group.add_argument(
+        "--images_per_epoch", type=int, help="What counts as an epoch of a stream, whose length is not known."
+    )
+    group.add_argument("--cache_dir", type=Path, help="Where `datasets` keeps what it downloads and converts.")
     group.add_argument("--resolution", type=int, default=64, help="Images are resized and cropped to this side.")
     group.add_argument("--channels", type=int, choices=(1, 3, 4), default=3, help="Gray, RGB or RGBA.")
     group.add_argument(
@@ -31,16 +72,30 @@ def add_data_arguments(parser: argparse.ArgumentParser, center_crop: bool) -> No
         default=center_crop,
         help="Cut out the middle, or else a random part of an image up to a quarter larger.",
     )
-    group.add_argument("--random_flip", action="store_true", help="Mirror images at random, left to right.")
-    group.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that load images.")
     group.add_argument(
-        "--skip_bad_images", action="store_true", help="Leave out files that are no images, instead of refusing them."
+        "--random_flip",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Mirror images at random, left to right.",
+    )
+    group.add_argument(
+        "--dataloader_num_workers",
+        type=int,
+        default=0,
+        help="Processes that load images; of a stream, threads of one process that decode them.",
+    )
+    group.add_argument(
+        "--skip_bad_images",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="Leave out images that cannot be read, instead of refusing them; those met while training are counted, and "
+        "the next one of the data stands in.",
     )
     group.add_argument(
         "--verify_images",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="Decode every file once before training starts.",
+        help="Decode every image once before training starts; not possible with --streaming.",
     )
 
 
@@ -189,6 +244,13 @@ def trunk_arguments(args: argparse.Namespace) -> dict:
     }
 
 
+def image_arguments(args: argparse.Namespace) -> dict:
+    """How the flags say that images are prepared and put in order, as arguments of `TrainingImages`."""
+    names = ("resolution", "channels", "center_crop", "random_flip", "seed")
+    names += ("skip_bad_images", "shuffle_buffer_size", "images_per_epoch")
+    return {name: getattr(args, name) for name in names}
+
+
 def accumulation_steps(args: argparse.Namespace, num_processes: int) -> int:
     """Batches of each process per optimizer step.
 
@@ -226,6 +288,8 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         "learning_rate",
         "ddpm_num_steps",
         "checkpoints_total_limit",
+        "num_classes",
+        "images_per_epoch",
     )
     for name in positive:
         value = getattr(args, name)
@@ -236,6 +300,7 @@ def check_training_arguments(args: argparse.Namespace) -> None:
         "checkpointing_steps",
         "lr_warmup_steps",
         "dataloader_num_workers",
+        "shuffle_buffer_size",
         "max_grad_norm",
     )
     for name in at_least_0:

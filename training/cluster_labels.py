@@ -34,7 +34,7 @@ from diffusers_cg.extras import import_extra
 from diffusers_cg.files import atomic_directory
 from diffusers_cg.image_files import list_files, load_image, resize_and_crop
 from diffusers_cg.image_grid import image_grid
-from diffusers_cg.training.data import readable_images
+from diffusers_cg.training.sources import readable_images
 
 
 CLUSTERS_FILE = "clusters.json"

@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import math
+import reprlib
 import shutil
 import signal
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
@@ -38,6 +39,8 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
         accelerator = Accelerator(
             mixed_precision=args.mixed_precision,
             log_with=log_with,
+            # every process reads a stream, and decodes its own share
+            dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
             project_config=ProjectConfiguration(
                 project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir)
             ),
@@ -89,8 +92,14 @@ class TrainingLoop:
         self.images_per_step = (
             args.train_batch_size * accelerator.num_processes * accelerator.gradient_accumulation_steps
         )
-        self.steps_per_epoch = math.ceil(len(images) / self.images_per_step)
+        if images.num_images is not None:
+            self.steps_per_epoch = math.ceil(images.num_images / self.images_per_step)
+        elif args.max_train_steps is not None:
+            self.steps_per_epoch = args.max_train_steps
+        else:
+            raise UserError("The length of a stream is not known: pass --max_train_steps, or --images_per_epoch.")
         self.max_train_steps = args.max_train_steps or args.num_epochs * self.steps_per_epoch
+        self.num_bad_images = 0
         self.global_step = 0
         self.stop_requested = False
         self.model_config = json.loads(model.to_json_string())
@@ -157,7 +166,9 @@ class TrainingLoop:
         state = {
             "global_step": self.global_step,
             "images_per_step": self.images_per_step,
-            "num_images": len(self.images),
+            "class_names": self.images.class_names,
+            "num_images": self.images.num_images,
+            "shuffle_buffer_size": self.images.shuffle_buffer_size,
             "seed": self.args.seed,
             "use_ema": self.args.use_ema,
             "ema_max_decay": self.args.ema_max_decay,
@@ -190,7 +201,9 @@ class TrainingLoop:
         differing = sorted(
             name
             for name in self.model_config.keys() | state["model_config"].keys()
-            if not name.startswith("_") and self.model_config.get(name) != state["model_config"].get(name)
+            if not name.startswith("_")
+            and name != "class_names"
+            and self.model_config.get(name) != state["model_config"].get(name)
         )
         if differing:
             stated = ", ".join(
@@ -199,7 +212,9 @@ class TrainingLoop:
             raise UserError(f"{directory} is a checkpoint of another architecture: {stated}.")
         for name, now in (
             ("images_per_step", self.images_per_step),
-            ("num_images", len(self.images)),
+            ("class_names", self.images.class_names),
+            ("num_images", self.images.num_images),
+            ("shuffle_buffer_size", self.images.shuffle_buffer_size),
             ("seed", self.args.seed),
             ("use_ema", self.args.use_ema),
             ("ema_max_decay", self.args.ema_max_decay),
@@ -207,7 +222,8 @@ class TrainingLoop:
         ):
             if state.get(name, now) != now:
                 raise UserError(
-                    f"{directory} was trained with {name}={state[name]}, now it is {now}: the two cannot be joined."
+                    f"{directory} was trained with {name}={reprlib.repr(state[name])}, now it is {reprlib.repr(now)}: "
+                    "the two cannot be joined."
                 )
         self.accelerator.load_state(str(directory))
         self.global_step = state["global_step"]
@@ -269,6 +285,10 @@ class TrainingLoop:
                 if args.checkpointing_steps and (self.global_step % args.checkpointing_steps == 0 or done):
                     self.save_checkpoint()
 
+        num_bad_images = accelerator.reduce(torch.tensor(self.num_bad_images, device=accelerator.device)).item()
+        if num_bad_images:
+            num_drawn = (self.global_step - first_step) * self.images_per_step
+            accelerator.print(f"{num_bad_images} of {num_drawn} images could not be read; the next ones stood in.")
         if self.stop_requested and self.global_step < self.max_train_steps:
             self.save_checkpoint()
             accelerator.print(f"Stopped at step {self.global_step}; go on with --resume_from_checkpoint latest.")
@@ -294,6 +314,9 @@ class TrainingLoop:
             batch = next(batches)
             with self.accelerator.accumulate(self.model):
                 losses, values = self.loss_function(self.model, batch)
+                if "bad_images" in batch:
+                    values = {**values, "bad_images": batch["bad_images"]}
+                    self.num_bad_images += int(batch["bad_images"].sum())
                 loss = losses.mean()
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:

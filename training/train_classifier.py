@@ -9,13 +9,13 @@ evaluation), and the result, which `NoisyClassifierModel.from_pretrained` loads.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
-from torch.utils.data import DataLoader
 
 from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
 from diffusers_cg.errors import UserError, command, user_errors
@@ -25,13 +25,15 @@ from diffusers_cg.training.arguments import (
     add_training_arguments,
     add_trunk_arguments,
     check_training_arguments,
+    image_arguments,
     trunk_arguments,
 )
-from diffusers_cg.training.data import TrainingImages, load_image_folder
+from diffusers_cg.training.data import TrainingImages, evaluation_loader
 from diffusers_cg.training.draws import draw_timesteps_and_noise
 from diffusers_cg.training.initial_model import start_from, take_architecture
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 from diffusers_cg.training.parser import RecipeParser
+from diffusers_cg.training.sources import checked_images, is_streamed, load_image_folder, load_training_dataset
 
 
 NOISE_LEVELS = 10
@@ -50,11 +52,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="How features become logits.",
     )
     group.add_argument("--validation_data_dir", type=Path, help="Folder of the same classes to measure accuracy on.")
+    group.add_argument("--validation_split", help="In its place: a split of the dataset that is trained on.")
     group.add_argument(
         "--validation_fraction",
         type=float,
         default=0.05,
-        help="Without that folder: share of the training images held out for it; 0 for none.",
+        help="Without either: share of the training images held out for it; 0 for none.",
     )
     return parser.parse_args(argv)
 
@@ -72,14 +75,23 @@ def load_splits(args: argparse.Namespace):
     Raises:
         UserError: if the classes of the two differ, or the fraction leaves one of them empty.
     """
-    train = load_image_folder(args.train_data_dir, args.skip_bad_images, args.verify_images)
+    train, validation = load_training_dataset(args), None
     if args.validation_data_dir is not None:
-        validation = load_image_folder(args.validation_data_dir, args.skip_bad_images, args.verify_images)
-        if validation.features != train.features:
-            raise UserError(f"{args.validation_data_dir} and {args.train_data_dir} do not hold the same classes.")
+        validation = checked_images(load_image_folder(args.validation_data_dir), args)
+    elif args.validation_split is not None:
+        validation = load_training_dataset(args, args.validation_split, train.features["label"].names)
+    if validation is not None:
+        if validation.features["label"] != train.features["label"]:
+            where = args.validation_data_dir or f"Split {args.validation_split}"
+            raise UserError(f"{where} and the training images do not hold the same classes.")
         return train, validation
     if args.validation_fraction == 0:
         return train, None
+    if is_streamed(train):
+        raise UserError(
+            "Of a stream no fraction can be held out: pass --validation_split or --validation_data_dir, or "
+            "--validation_fraction 0 to measure no accuracy."
+        )
     held_out = int(args.validation_fraction * len(train)) if 0 < args.validation_fraction < 1 else 0
     if not 0 < held_out < len(train):
         raise UserError(
@@ -112,26 +124,27 @@ def main(args: argparse.Namespace) -> None:
 
     @torch.no_grad()
     def evaluate(model, step):
-        images = TrainingImages(validation, args.resolution, args.channels, center_crop=True, seed=args.seed)
+        images = replace(training_images, dataset=validation, center_crop=True, random_flip=False)
         levels = np.linspace(0, args.ddpm_num_steps - 1, NOISE_LEVELS).round().astype(int).tolist()
-        correct = np.zeros(len(levels))
-        for batch in DataLoader(images, batch_size=args.eval_batch_size):
+        correct, num_images = np.zeros(len(levels)), 0
+        for batch in evaluation_loader(images, args.eval_batch_size):
+            num_images += len(batch["draws"])
             clean_images = batch["clean_images"].to(accelerator.device)
             _, noise = draw_timesteps_and_noise(batch["draws"], clean_images, args.ddpm_num_steps, args.seed)
             for i, level in enumerate(levels):
                 predicted = model(diffusion.q_sample(clean_images, noise, level), level).logits.argmax(dim=1).cpu()
                 correct[i] += (predicted == batch["class_labels"]).sum().item()
-        accuracy = dict(zip(levels, (correct / len(images)).tolist()))
+        accuracy = dict(zip(levels, (correct / num_images).tolist()))
         report(accuracy, args.output_dir / "validation", step)
         return {f"validation_accuracy/t{level}": value for level, value in accuracy.items()}
 
     def save(model, directory: Path):
         model.save_pretrained(directory)
 
-    images = TrainingImages(train, args.resolution, args.channels, args.center_crop, args.random_flip, seed=args.seed)
+    training_images = TrainingImages(train, **image_arguments(args))
     if validation is None:
         evaluate = None
-    TrainingLoop(args, accelerator, "classifier", classifier, images, loss_function, evaluate, save).run()
+    TrainingLoop(args, accelerator, "classifier", classifier, training_images, loss_function, evaluate, save).run()
 
 
 def report(accuracy: dict[int, float], directory: Path, step: int) -> None:

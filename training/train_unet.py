@@ -14,10 +14,10 @@ filter (each pixel the mean of those that it covers) where 16 divides the resolu
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
@@ -37,13 +37,15 @@ from diffusers_cg.training.arguments import (
     add_training_arguments,
     add_trunk_arguments,
     check_training_arguments,
+    image_arguments,
     trunk_arguments,
 )
-from diffusers_cg.training.data import TrainingImages, load_image_folder
+from diffusers_cg.training.data import TrainingImages, examples_by_class
 from diffusers_cg.training.draws import draw_low_res_augmentation, draw_timesteps_and_noise
 from diffusers_cg.training.initial_model import start_from, take_architecture
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 from diffusers_cg.training.parser import RecipeParser
+from diffusers_cg.training.sources import load_training_dataset
 
 
 GRID_CLASSES = 10
@@ -150,10 +152,9 @@ def upsampling_rows(
     args: argparse.Namespace, pipe: DiffusionPipeline, images: TrainingImages
 ) -> list[list[Image.Image]]:
     """Rows of low-resolution, upsampled and real images, three by three, a class each."""
-    labels = np.asarray(images.dataset["label"])
-    num_rows = min(GRID_CLASSES, labels.max() + 1)
-    rows = [np.flatnonzero(labels == label)[:UPSAMPLING_GRID_IMAGES].tolist() for label in range(num_rows)]
-    items = [images[index] for row in rows for index in row]
+    num_rows = min(GRID_CLASSES, len(images.class_names))
+    rows = examples_by_class(images, num_rows, UPSAMPLING_GRID_IMAGES)
+    items = [item for row in rows for item in row]
     low_res, real = (torch.stack([item[name] for item in items]) for name in ("low_res_images", "clean_images"))
     upsampled = grid_images(args, pipe, [item["class_labels"] for item in items], low_res / 2 + 0.5)
     low_res, real = (pipe.image_processor.postprocess(versions) for versions in (low_res, real))
@@ -165,7 +166,7 @@ def upsampling_rows(
 def main(args: argparse.Namespace) -> None:
     check_training_arguments(args)
     check_upsampling_arguments(args)
-    dataset = load_image_folder(args.train_data_dir, args.skip_bad_images, args.verify_images)
+    dataset = load_training_dataset(args)
     class_names = dataset.features["label"].names
     accelerator = make_accelerator(args)
     upsamples = args.low_res_size is not None
@@ -207,7 +208,7 @@ def main(args: argparse.Namespace) -> None:
         pipe = make_pipeline(model, to_ddim_scheduler(scheduler), classifier)
         pipe.set_progress_bar_config(disable=True)
         if upsamples:
-            rows = upsampling_rows(args, pipe, TrainingImages(dataset, center_crop=True, **image_format))
+            rows = upsampling_rows(args, pipe, replace(images, center_crop=True, random_flip=False))
             column_labels = ["low", "upsampled", "real"] * UPSAMPLING_GRID_IMAGES
         else:
             rows, column_labels = sample_rows(args, pipe, class_names), ()
@@ -226,13 +227,7 @@ def main(args: argparse.Namespace) -> None:
     def save(model, directory: Path):
         make_pipeline(model, scheduler).save_pretrained(directory)
 
-    image_format = {
-        "resolution": args.resolution,
-        "channels": args.channels,
-        "seed": args.seed,
-        "low_res_size": args.low_res_size,
-    }
-    images = TrainingImages(dataset, center_crop=args.center_crop, random_flip=args.random_flip, **image_format)
+    images = TrainingImages(dataset, low_res_size=args.low_res_size, **image_arguments(args))
     TrainingLoop(args, accelerator, "unet", unet, images, loss_function, evaluate, save).run()
 
 

@@ -19,7 +19,7 @@ from diffusers_cg.training.cluster_labels import (
     load_clusters,
     nearest_centers,
 )
-from diffusers_cg.training.data import load_image_folder
+from diffusers_cg.training.sources import load_image_folder
 
 
 PIXELS = FeatureSettings("pixels", pixels_size=16)
@@ -95,7 +95,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_every_image_comes_into_one_cluster_and_the_training_scripts_read_them(unlabelled, labelled):
     dataset = load_image_folder(labelled)
     assert dataset.features["label"].names == ["cluster_0", "cluster_1", "cluster_2"]
-    found = [Path(path).relative_to(labelled) for path in dataset["path"]]
+    found = [Path(path).relative_to(labelled) for path in [image["path"] for image in dataset["image"]]]
     back = {str(Path(*path.parts[1:])): (labelled / path).read_bytes() for path in found}
     assert back == contents(unlabelled)
     assert len(found) == len(back) == 36
@@ -256,9 +256,9 @@ def test_bad_images_are_named_or_skipped(cluster, unlabelled, tmp_path):
     images = Path(shutil.copytree(unlabelled, tmp_path / "images"))
     (images / "notes.txt").write_text("not an image")
     said = cluster(tmp_path / "labelled", status=2, image_dir=images)
-    assert "1 of 37 files cannot be read as images" in said and "--skip_bad_images" in said
+    assert "1 of 37 images cannot be read" in said and "--skip_bad_images" in said
     said = cluster(tmp_path / "labelled", image_dir=images, skip_bad_images=True)
-    assert "Skipped 1 files" in said and "36 images in 3 clusters" in said
+    assert "Skipped 1 of 37 images" in said and "36 images in 3 clusters" in said
 
 
 @pytest.mark.parametrize("output", [".", "inside", "..", "../.."])

@@ -10,13 +10,9 @@ import torch
 from PIL import Image
 
 from diffusers_cg.training import export_digits
-from diffusers_cg.training.data import (
-    EndlessSampler,
-    TrainingImages,
-    load_image_folder,
-    training_loader,
-)
+from diffusers_cg.training.data import EndlessSampler, TrainingImages, training_loader
 from diffusers_cg.training.draws import draw_timesteps_and_noise
+from diffusers_cg.training.sources import load_image_folder
 
 
 def save_image(path, pixels, **options):
@@ -64,7 +60,7 @@ def test_classes_are_numbered_by_sorted_names_and_searched_at_any_depth(tmp_path
         save_image(tmp_path / place, np.zeros((4, 4)))
     dataset = load_image_folder(tmp_path)
     assert dataset.features["label"].names == ["Cat", "ant", "zebra"]
-    found = {os.path.relpath(row["path"], tmp_path): row["label"] for row in dataset}
+    found = {os.path.relpath(row["image"]["path"], tmp_path): row["label"] for row in dataset}
     assert found == {"Cat/3.png": 0, "ant/deep/er/2.png": 1, "zebra/1.png": 2}
 
 
