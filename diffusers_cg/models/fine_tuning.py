@@ -178,6 +178,8 @@ def with_replaced(model: Model, **changed) -> tuple[Model, list[ReplacedParamete
         arguments["class_names"] = None  # they were those of the old classes
     if "sample_size" in changed:
         arguments["attention_resolutions"] = scaled_attention_resolutions(model, changed["sample_size"])
-    new = type(model)(**{**arguments, **changed}).to(model.dtype)
+    new = type(model)(**{**arguments, **changed})
+    if new.dtype != model.dtype:
+        new = new.to(model.dtype)
     replaced = load_weights(new, model)
     return new, replaced
