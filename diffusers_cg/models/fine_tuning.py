@@ -16,6 +16,7 @@ from diffusers_cg.models.noisy_classifier import NoisyClassifierModel
 Model = TypeVar("Model", ADMUNet2DModel, NoisyClassifierModel)
 
 SUBFOLDERS = {ADMUNet2DModel: "unet", NoisyClassifierModel: "classifier"}  # of a pipeline's folder
+FILE_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 REPLACEABLE = {
     "sample_size",
     "in_channels",
@@ -63,6 +64,8 @@ def load_pretrained(model_class: type[Model], path: str | Path) -> Model:
     """
     if Path(path).is_file():
         return model_class.from_single_file(path)
+    if Path(path).suffix in FILE_SUFFIXES:  # else looked for on the Hub
+        raise ValueError(f"There is no file {path} to start from.")
     subfolder = SUBFOLDERS[model_class]
     if not (Path(path) / "config.json").is_file() and (not Path(path).is_dir() or (Path(path) / subfolder).is_dir()):
         where = {"subfolder": subfolder}

@@ -85,7 +85,7 @@ def test_size_and_channels_are_the_checkpoint_s_where_not_given(train, pretraine
         ({"layers_per_block": 1}, "The pretrained ADMUNet2DModel has layers_per_block=2 (here 1): only classes"),
         ({"attention_resolutions": (16,)}, "levels with attention=[1] (here [0])"),
         ({"resolution": 15}, "multiples of 2"),
-        ({"init_from": "no/where.pt"}, "no/where.pt is no ADMUNet2DModel: pass a .pt"),
+        ({"init_from": "no/where.pt"}, "There is no file no/where.pt to start from."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
