@@ -16,7 +16,6 @@ from diffusers_cg.diffusion import (
     bits_per_dimension,
     prior_term,
     training_losses,
-    variational_bound_term,
 )
 from diffusers_cg.guidance import ClassifierGuidance
 
@@ -126,15 +125,21 @@ def test_losses(schedule):
     )
     sample = diffusion.q_sample(clean_images, noise, timesteps)
     model_output = reference_unet("new_order_heads_by_width")(sample, timesteps, LOSSES["y"]).sample
-    losses = training_losses(diffusion, model_output, clean_images, noise, sample, timesteps)
-    bound = variational_bound_term(diffusion, model_output, clean_images, sample, timesteps)
+    losses = {
+        loss_type: training_losses(
+            diffusion, model_output, clean_images, noise, sample, timesteps, loss_type=loss_type
+        )
+        for loss_type in ("hybrid", "rescaled_hybrid", "kl", "rescaled_kl")
+    }
 
     assert relative_error(sample, LOSSES[f"{schedule}.x_t"]) <= 1e-6
-    for name in ("loss", "mse", "vb"):
-        for weighting in ("hybrid", "hybrid_rescaled"):  # the same at T = 1000
+    for loss_type, weighting in (("hybrid", "hybrid"), ("rescaled_hybrid", "hybrid_rescaled")):
+        for name in ("loss", "mse", "vb"):
             expected = LOSSES[f"{schedule}.{weighting}.{name}"]
-            assert torch.allclose(getattr(losses, name), expected, rtol=1e-4, atol=0), name
-    assert torch.allclose(bound * 1000, LOSSES[f"{schedule}.rescaled_kl.loss"], rtol=1e-4, atol=0)
+            assert torch.allclose(getattr(losses[loss_type], name), expected, rtol=1e-4, atol=0), name
+    rescaled_kl = LOSSES[f"{schedule}.rescaled_kl.loss"]
+    assert torch.allclose(losses["rescaled_kl"].loss, rescaled_kl, rtol=1e-4, atol=0)
+    assert torch.allclose(losses["kl"].loss * 1000, rescaled_kl, rtol=1e-4, atol=0)
     assert relative_error(prior_term(diffusion, clean_images), LOSSES[f"{schedule}.prior_bpd"]) <= 1e-4
 
 

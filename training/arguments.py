@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from diffusers_cg.diffusion import LossSecondMomentSampler, UniformSampler
 from diffusers_cg.errors import UserError
 
 
@@ -16,6 +17,35 @@ CHANNEL_MULTIPLIERS = {
     16: (1, 2),
 }
 ATTENTION_RESOLUTIONS = (32, 16, 8)
+TIMESTEP_SAMPLERS = {"uniform": UniformSampler, "loss_second_moment": LossSecondMomentSampler}
+
+# what a training that goes on must share with the one that was stopped, as far as a script has the flag
+RESUMED_SETTINGS = (
+    "seed",
+    "center_crop",
+    "random_flip",
+    "low_res_size",
+    "low_res_noise",
+    "low_res_blur",
+    "ddpm_num_steps",
+    "ddpm_beta_schedule",
+    "loss",
+    "lambda_vlb",
+    "timestep_sampler",
+    "learning_rate",
+    "lr_scheduler",
+    "lr_warmup_steps",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_weight_decay",
+    "adam_epsilon",
+    "max_grad_norm",
+    "use_ema",
+    "ema_max_decay",
+    "ema_warmup",
+    "ema_inv_gamma",
+    "ema_power",
+)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, center_crop: bool) -> None:
@@ -199,6 +229,19 @@ def add_training_arguments(
     group.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help="Accelerate's setting by default.")
     group.add_argument("--ddpm_num_steps", type=int, default=1000, help="Timesteps T of the diffusion.")
     group.add_argument("--ddpm_beta_schedule", default="linear", help="linear, squaredcos_cap_v2 (cosine), ...")
+    group.add_argument(
+        "--timestep_sampler",
+        choices=TIMESTEP_SAMPLERS,
+        default="uniform",
+        help="Timesteps to train on: all alike, or in proportion to their recent losses.",
+    )
+    group.add_argument(
+        "--torch_compile",
+        nargs="?",
+        const="inductor",
+        metavar="BACKEND",
+        help="Compile the model, by torch's inductor or another backend of torch.compile.",
+    )
     group.add_argument("--save_images_epochs", type=int, default=10, help="Epochs between evaluations; 0 for none.")
     group.add_argument("--checkpointing_steps", type=int, default=500, help="Steps between checkpoints; 0 for none.")
     group.add_argument("--checkpoints_total_limit", type=int, help="Keep this many checkpoints, the latest ones.")
@@ -273,6 +316,11 @@ def accumulation_steps(args: argparse.Namespace, num_processes: int) -> int:
             f"{given}: leave one of the two out."
         )
     return total // at_once
+
+
+def resumed_settings(args: argparse.Namespace) -> dict:
+    """Settings that a checkpoint and the training that goes on from it must share."""
+    return {name: getattr(args, name) for name in RESUMED_SETTINGS if hasattr(args, name)}
 
 
 def check_training_arguments(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from diffusers_cg.diffusion import augment_low_res
+from diffusers_cg.diffusion import TimestepSampler, augment_low_res
 from diffusers_cg.seeds import seeded_generator
 
 
@@ -18,14 +18,16 @@ def draw_generators(draws: Sequence[int] | torch.Tensor, seed: int, *stream: int
 
 
 def draw_timesteps_and_noise(
-    draws: Sequence[int] | torch.Tensor, like: torch.Tensor, num_train_timesteps: int, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Uniform timesteps (B,) int64 and standard normal noise of the shape of `like`, each from its draw's own seed."""
-    timesteps, noise = [], []
-    for generator in draw_generators(draws, seed):
-        timesteps.append(torch.randint(num_train_timesteps, (), generator=generator))
-        noise.append(torch.randn(like.shape[1:], generator=generator))
-    return torch.stack(timesteps).to(like.device), torch.stack(noise).to(like.device)
+    draws: Sequence[int] | torch.Tensor, like: torch.Tensor, timestep_sampler: TimestepSampler, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Timesteps (B,) int64, their losses' weights (B,), and standard normal noise of the shape of `like`.
+
+    Each image's are from its draw's own seed.
+    """
+    generators = list(draw_generators(draws, seed))
+    timesteps, weights = timestep_sampler.sample(len(generators), generators)
+    noise = torch.stack([torch.randn(like.shape[1:], generator=generator) for generator in generators])
+    return timesteps.to(like.device), weights.to(like.device), noise.to(like.device)
 
 
 def draw_low_res_augmentation(

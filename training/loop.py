@@ -1,35 +1,39 @@
-"""The training loop that the scripts share: Accelerate, EMA, checkpoints, resume, progress."""
+"""The training loop that the scripts share: Accelerate, averages, checkpoints, resume, progress."""
 
 import argparse
 import itertools
 import json
 import math
-import reprlib
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
 
 from diffusers_cg.errors import UserError, user_errors
-from diffusers_cg.files import atomic_directory, atomic_update, partial_path
-from diffusers_cg.training.arguments import accumulation_steps
+from diffusers_cg.files import atomic_update
+from diffusers_cg.training.arguments import TIMESTEP_SAMPLERS, accumulation_steps, resumed_settings
 from diffusers_cg.training.averages import WeightAverages
+from diffusers_cg.training.checkpoints import Checkpoints
 from diffusers_cg.training.data import TrainingImages, training_loader
+from diffusers_cg.training.draws import draw_timesteps_and_noise
+from diffusers_cg.training.step_values import StepValues, gather_step, step_means
 
 
-STATE_FILE = "training_state.json"
+MAX_SKIPPED_IN_A_ROW = 20
 
-LossFunction = Callable[[torch.nn.Module, dict[str, torch.Tensor]], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-"""(model, batch) -> loss per image (B,), and further values per image (B,) to log."""
+LossFunction = Callable[
+    [torch.nn.Module, dict[str, torch.Tensor], torch.Tensor, torch.Tensor], dict[str, torch.Tensor]
+]
+"""(model, batch, timesteps (B,), noise (B, C, H, W)) -> values per image (B,): `loss`, to minimize, and others to log."""
 
 
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -45,6 +49,10 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
                 project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir)
             ),
         )
+    if args.use_ema and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise UserError(
+            f"--use_ema averages whole weights, which {accelerator.distributed_type.value} may split: pass --no-use_ema."
+        )
     # not the constructor's argument, which a setting of `accelerate launch` overrides
     accelerator.gradient_accumulation_steps = accumulation_steps(args, accelerator.num_processes)
     if log_with is not None and not accelerator.log_with:
@@ -56,6 +64,9 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
 
 class TrainingLoop:
     """Trains one model to the end of its steps, saving and resuming so that nothing is lost or repeated.
+
+    A step whose loss or gradient is not finite, in any process, is skipped: weights, optimizer, averages, learning rate
+    and timestep sampler stay as they were, and the next step takes the next images.
 
     Args:
         args (`argparse.Namespace`): The flags of `training/arguments.py`.
@@ -101,15 +112,23 @@ class TrainingLoop:
         self.max_train_steps = args.max_train_steps or args.num_epochs * self.steps_per_epoch
         self.num_bad_images = 0
         self.global_step = 0
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
         self.stop_requested = False
-        self.model_config = json.loads(model.to_json_string())
+
+        model.to(accelerator.device)
+        self.model_class, self.model_config = type(model), json.loads(model.to_json_string())
+        self.averages = WeightAverages(model, args)
+        self.timestep_sampler = TIMESTEP_SAMPLERS[args.timestep_sampler](args.ddpm_num_steps)
+        self.checkpoints = Checkpoints(accelerator, args.output_dir, args.checkpoints_total_limit)
+        accelerator.register_for_checkpointing(*self.averages.by_decay.values())
+        if hasattr(self.timestep_sampler, "state_dict"):
+            accelerator.register_for_checkpointing(self.timestep_sampler)
 
         if args.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        model.to(accelerator.device)
-        self.averages = WeightAverages(model.parameters(), args)
-        for average in self.averages.by_decay.values():
-            accelerator.register_for_checkpointing(average)
+        if args.torch_compile is not None:
+            model.compile(backend=args.torch_compile)
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=args.learning_rate,
@@ -129,54 +148,25 @@ class TrainingLoop:
 
     # ------------------------------------------------------------------------------------------------- checkpoints
 
-    def checkpoints(self) -> list[Path]:
-        """The complete checkpoints in the output folder, oldest first."""
-        numbered = {}
-        for path in self.args.output_dir.glob("checkpoint-*"):
-            number = path.name.removeprefix("checkpoint-")
-            if number.isdecimal() and (path / STATE_FILE).is_file():
-                numbered[int(number)] = path
-        return [numbered[number] for number in sorted(numbered)]
-
-    def _last_good_checkpoint(self) -> str:
-        good = self.checkpoints()
-        return f"the last good checkpoint is {good[-1]}" if good else "there is no earlier checkpoint"
-
-    def save_checkpoint(self) -> None:
-        """Writes `checkpoint-STEP` whole, then removes checkpoints beyond `--checkpoints_total_limit`."""
-        directory = self.args.output_dir / f"checkpoint-{self.global_step}"
-        is_main = self.accelerator.is_main_process
-        try:
-            with atomic_directory(directory) if is_main else nullcontext(partial_path(directory)) as partial:
-                self.accelerator.wait_for_everyone()
-                self._save_state(partial)
-                self.accelerator.wait_for_everyone()
-        except Exception as error:  # of whatever library met the full disk
-            raise UserError(
-                f"Checkpoint {directory} could not be written ({error}); {self._last_good_checkpoint()}."
-            ) from error
-        limit = self.args.checkpoints_total_limit
-        if is_main and limit:
-            for old in self.checkpoints()[:-limit]:
-                shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
-
-    def _save_state(self, directory: Path) -> None:
-        self.accelerator.save_state(str(directory))
-        state = {
-            "global_step": self.global_step,
+    def _settings(self) -> dict[str, Any]:
+        return {
             "images_per_step": self.images_per_step,
             "class_names": self.images.class_names,
             "num_images": self.images.num_images,
             "shuffle_buffer_size": self.images.shuffle_buffer_size,
-            "seed": self.args.seed,
-            "use_ema": self.args.use_ema,
-            "ema_max_decay": self.args.ema_max_decay,
-            "low_res_size": self.images.low_res_size,
+            **resumed_settings(self.args),
+        }
+
+    def save_checkpoint(self) -> None:
+        """Writes `checkpoint-STEP`."""
+        state = {
+            "global_step": self.global_step,
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "settings": self._settings(),
             "model_config": self.model_config,
         }
-        if self.accelerator.is_main_process:
-            (directory / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+        self.checkpoints.save(self.global_step, state)
 
     def resume(self) -> None:
         """Loads the checkpoint that `--resume_from_checkpoint` names.
@@ -184,50 +174,9 @@ class TrainingLoop:
         Raises:
             UserError: if there is none, or it belongs to another model or another training.
         """
-        wanted = self.args.resume_from_checkpoint
-        if wanted == "latest":
-            found = self.checkpoints()
-            if not found:
-                raise UserError(
-                    f"{self.args.output_dir} holds no checkpoint to resume from: leave the flag out to start anew."
-                )
-            directory = found[-1]
-        else:
-            directory = Path(wanted)
-            if not (directory / STATE_FILE).is_file():
-                raise UserError(f"{directory} is not a checkpoint of this script (it has no {STATE_FILE}).")
-
-        state = json.loads((directory / STATE_FILE).read_text())
-        differing = sorted(
-            name
-            for name in self.model_config.keys() | state["model_config"].keys()
-            if not name.startswith("_")
-            and name != "class_names"
-            and self.model_config.get(name) != state["model_config"].get(name)
-        )
-        if differing:
-            stated = ", ".join(
-                f"{n}={state['model_config'].get(n)} (now {self.model_config.get(n)})" for n in differing
-            )
-            raise UserError(f"{directory} is a checkpoint of another architecture: {stated}.")
-        for name, now in (
-            ("images_per_step", self.images_per_step),
-            ("class_names", self.images.class_names),
-            ("num_images", self.images.num_images),
-            ("shuffle_buffer_size", self.images.shuffle_buffer_size),
-            ("seed", self.args.seed),
-            ("use_ema", self.args.use_ema),
-            ("ema_max_decay", self.args.ema_max_decay),
-            ("low_res_size", self.images.low_res_size),
-        ):
-            if state.get(name, now) != now:
-                raise UserError(
-                    f"{directory} was trained with {name}={reprlib.repr(state[name])}, now it is {reprlib.repr(now)}: "
-                    "the two cannot be joined."
-                )
-        self.accelerator.load_state(str(directory))
+        state = self.checkpoints.load(self.args.resume_from_checkpoint, self.model_config, self._settings())
         self.global_step = state["global_step"]
-        self.accelerator.print(f"Resumed from {directory} at step {self.global_step}.")
+        self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
 
     # ----------------------------------------------------------------------------------------------------- training
 
@@ -243,20 +192,7 @@ class TrainingLoop:
         if accelerator.log_with:
             settings = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in vars(args).items()}
             accelerator.init_trackers("training", config=settings)
-        loader = accelerator.prepare(
-            training_loader(
-                self.images,
-                args.train_batch_size,
-                first_draw=self.global_step * self.images_per_step,
-                num_workers=args.dataloader_num_workers,
-            )
-        )
-        batches = iter(loader)
-        if self.global_step > 0:
-            # a loader draws a seed when it starts; the checkpoint's random numbers already count that draw
-            with torch.random.fork_rng():
-                batches = itertools.chain([next(batches)], batches)
-
+        batches = self._batches()
         self.model.train()
         started, first_step = time.monotonic(), self.global_step
         with tqdm(
@@ -271,78 +207,147 @@ class TrainingLoop:
                 elapsed = time.monotonic() - started
                 logs["images_per_second"] = (self.global_step - first_step) * self.images_per_step / elapsed
                 logs["learning_rate"] = self.lr_scheduler.get_last_lr()[0]
+                logs["skipped_steps"] = self.skipped_steps
                 progress_bar.update()
                 progress_bar.set_postfix(
-                    loss=f"{logs['loss']:.4f}",
+                    loss=f"{logs.get('loss', math.nan):.4f}",
                     lr=f"{logs['learning_rate']:.1e}",
                     img_s=f"{logs['images_per_second']:.0f}",
+                    **({"skipped": self.skipped_steps} if self.skipped_steps else {}),
                 )
+                if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+                    raise UserError(
+                        f"Stopped at step {self.global_step}: the loss or the gradient of {MAX_SKIPPED_IN_A_ROW} steps in "
+                        f"a row was not finite, so try a lower --learning_rate or --mixed_precision no; "
+                        f"{self.checkpoints.last_good()}."
+                    )
                 done = self.global_step == self.max_train_steps
                 every = args.save_images_epochs * self.steps_per_epoch
                 if self.evaluate is not None and every and (self.global_step % every == 0 or done):
                     logs.update(self._evaluate())
                 accelerator.log(logs, step=self.global_step)
-                if args.checkpointing_steps and (self.global_step % args.checkpointing_steps == 0 or done):
+                # one that may be worth nothing is not to replace a good one
+                due = args.checkpointing_steps and (self.global_step % args.checkpointing_steps == 0 or done)
+                if due and not self.skipped_in_a_row:
                     self.save_checkpoint()
 
-        num_bad_images = accelerator.reduce(torch.tensor(self.num_bad_images, device=accelerator.device)).item()
-        if num_bad_images:
+        if self.num_bad_images:
             num_drawn = (self.global_step - first_step) * self.images_per_step
-            accelerator.print(f"{num_bad_images} of {num_drawn} images could not be read; the next ones stood in.")
+            accelerator.print(
+                f"{self.num_bad_images} of {num_drawn} images could not be read; the next ones stood in."
+            )
         if self.stop_requested and self.global_step < self.max_train_steps:
             self.save_checkpoint()
             accelerator.print(f"Stopped at step {self.global_step}; go on with --resume_from_checkpoint latest.")
-        elif accelerator.is_main_process:
-            try:
-                with atomic_update(args.output_dir) as directory:
-                    (_, result), *others = self._results()
-                    self.save(result, directory)
-                    for name, model in others:
-                        model.save_pretrained(directory / name)
-            except Exception as error:  # of whatever library met the full disk
-                raise UserError(
-                    f"The result could not be written to {args.output_dir} ({error}); {self._last_good_checkpoint()}."
-                ) from error
-            accelerator.print(f"Saved {args.output_dir}.")
+        else:
+            self._save_result()
         accelerator.end_training()
 
-    def _train_step(self, batches) -> dict[str, float]:
-        """One optimizer step."""
-        sums: dict[str, float] = {}
-        num_batches = self.accelerator.gradient_accumulation_steps
-        for _ in range(num_batches):
-            batch = next(batches)
-            with self.accelerator.accumulate(self.model):
-                losses, values = self.loss_function(self.model, batch)
-                if "bad_images" in batch:
-                    values = {**values, "bad_images": batch["bad_images"]}
-                    self.num_bad_images += int(batch["bad_images"].sum())
-                loss = losses.mean()
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    # a norm of infinity leaves the gradients as they are
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
-                self.optimizer.step()
-                self.lr_scheduler.step()
-                self.optimizer.zero_grad()
-            for name, value in {"loss": losses, **values}.items():
-                mean = value.detach().float().mean().item()
-                sums[name] = sums.get(name, 0.0) + mean / num_batches
-        self.averages.step(self.model.parameters())
-        return sums
+    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches without end, from the one that the next step takes."""
+        loader = self.accelerator.prepare(
+            training_loader(
+                self.images,
+                self.args.train_batch_size,
+                first_draw=self.global_step * self.images_per_step,
+                num_workers=self.args.dataloader_num_workers,
+            )
+        )
+        batches = iter(loader)
+        if self.global_step > 0:
+            # a loader draws a seed when it starts; the checkpoint's random numbers already count that draw
+            with torch.random.fork_rng():
+                batches = itertools.chain([next(batches)], batches)
+        return batches
 
-    def _results(self) -> list[tuple[str, ModelMixin]]:
-        """The trained model, by the name that it is saved under beside the result (the first one's is the result)."""
-        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        return [(f"{self.name}_ema_{decay}", average) for decay, average in self.averages.models(model).items()]
+    def _train_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, float]:
+        """One optimizer step, unless it is skipped; returns what to log."""
+        seen = []
+        for _ in range(self.accelerator.gradient_accumulation_steps):
+            batch = next(batches)
+            timesteps, weights, noise = draw_timesteps_and_noise(
+                batch["draws"], batch["clean_images"], self.timestep_sampler, self.args.seed
+            )
+            with self.accelerator.accumulate(self.model):
+                values = self.loss_function(self.model, batch, timesteps, noise)
+                self.accelerator.backward((weights * values["loss"]).mean())
+            if "bad_images" in batch:
+                values["bad_images"] = batch["bad_images"]
+            values = {name: value.detach().float() for name, value in values.items()}
+            seen.append({"draws": batch["draws"], "timesteps": timesteps, "weights": weights, **values})
+        step = gather_step(self.accelerator, seen)
+        # a norm of infinity leaves the gradients as they are
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
+        logs = step_means(step, self.args.ddpm_num_steps)
+        if "bad_images" in step:
+            self.num_bad_images += int(step["bad_images"].sum())
+        finite = step["loss"].isfinite().all().item()
+        if norm is not None:  # DeepSpeed may keep it to itself
+            finite = finite and math.isfinite(norm)
+            logs |= {"gradient_norm": float(norm)} if math.isfinite(norm) else {}
+        if finite:
+            self._apply_gradients(step)
+        elif self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+        self.optimizer.zero_grad()
+        self.skipped_steps += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        return logs
+
+    def _apply_gradients(self, step: StepValues) -> None:
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.averages.step(self.model.parameters())
+        if hasattr(self.timestep_sampler, "update"):
+            self.timestep_sampler.update(step["timesteps"], step["loss"])
+
+    # ------------------------------------------------------------------------------------------------------ results
+
+    def _results(self) -> dict[float | None, ModelMixin]:
+        """On the main process the trained model with each average as its weights, or just as it is, by decay.
+
+        They share the memory of the averages (or the weights), so they are to look at and to save, not to train. All
+        processes call this.
+        """
+        state_dict = self.accelerator.get_state_dict(self.model)  # whole, of sharded models too
+        if not self.accelerator.is_main_process:
+            return {}
+        state_dict = {name.removeprefix("_orig_mod."): tensor.detach() for name, tensor in state_dict.items()}
+        return {
+            decay: self._with_weights({**state_dict, **weights})
+            for decay, weights in (self.averages.weights() or {None: {}}).items()
+        }
+
+    def _with_weights(self, state_dict: dict[str, torch.Tensor]) -> ModelMixin:
+        with torch.device("meta"):
+            model = self.model_class.from_config(self.model_config)
+        model.load_state_dict(state_dict, assign=True)
+        return model.to(self.accelerator.device).eval().requires_grad_(False)
 
     def _evaluate(self) -> dict[str, float]:
         values = {}
+        results = self._results()
         if self.accelerator.is_main_process:
             with torch.random.fork_rng():  # so that looking at a model does not change its training
-                values = self.evaluate(self._results()[0][1], self.global_step)
+                values = self.evaluate(next(iter(results.values())), self.global_step)
         self.accelerator.wait_for_everyone()
         return values
+
+    def _save_result(self) -> None:
+        results = self._results()
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            with atomic_update(self.args.output_dir) as directory:
+                (_, result), *others = results.items()
+                self.save(result, directory)
+                for decay, model in others:
+                    model.save_pretrained(directory / f"{self.name}_ema_{decay}")
+        except Exception as error:  # of whatever library met the full disk
+            raise UserError(
+                f"The result could not be written to {self.args.output_dir} ({error}); {self.checkpoints.last_good()}."
+            ) from error
+        self.accelerator.print(f"Saved {self.args.output_dir}.")
 
     @contextmanager
     def _stop_on_signals(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
+from diffusers_cg.diffusion import UniformSampler
 from diffusers_cg.errors import UserError, command, user_errors
 from diffusers_cg.extras import import_extra
 from diffusers_cg.training.arguments import (
@@ -115,22 +116,24 @@ def main(args: argparse.Namespace) -> None:
         scheduler = DDPMScheduler(num_train_timesteps=args.ddpm_num_steps, beta_schedule=args.ddpm_beta_schedule)
     diffusion = GaussianDiffusion.from_scheduler(scheduler)
 
-    def loss_function(model, batch):
-        clean_images = batch["clean_images"]
-        timesteps, noise = draw_timesteps_and_noise(batch["draws"], clean_images, args.ddpm_num_steps, args.seed)
-        logits = model(diffusion.q_sample(clean_images, noise, timesteps), timesteps).logits.float()
-        losses = F.cross_entropy(logits, batch["class_labels"], reduction="none")
-        return losses, {"accuracy": logits.argmax(dim=1) == batch["class_labels"]}
+    def loss_function(model, batch, timesteps, noise):
+        sample = diffusion.q_sample(batch["clean_images"], noise, timesteps)
+        logits, class_labels = model(sample, timesteps).logits.float(), batch["class_labels"]
+        return {
+            "loss": F.cross_entropy(logits, class_labels, reduction="none"),
+            "accuracy": logits.argmax(dim=1) == class_labels,
+        }
 
     @torch.no_grad()
     def evaluate(model, step):
         images = replace(training_images, dataset=validation, center_crop=True, random_flip=False)
         levels = np.linspace(0, args.ddpm_num_steps - 1, NOISE_LEVELS).round().astype(int).tolist()
         correct, num_images = np.zeros(len(levels)), 0
+        uniform = UniformSampler(args.ddpm_num_steps)
         for batch in evaluation_loader(images, args.eval_batch_size):
             num_images += len(batch["draws"])
             clean_images = batch["clean_images"].to(accelerator.device)
-            _, noise = draw_timesteps_and_noise(batch["draws"], clean_images, args.ddpm_num_steps, args.seed)
+            *_, noise = draw_timesteps_and_noise(batch["draws"], clean_images, uniform, args.seed)
             for i, level in enumerate(levels):
                 predicted = model(diffusion.q_sample(clean_images, noise, level), level).logits.argmax(dim=1).cpu()
                 correct[i] += (predicted == batch["class_labels"]).sum().item()

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
@@ -29,7 +30,7 @@ from diffusers_cg import (
     GaussianDiffusion,
     NoisyClassifierModel,
 )
-from diffusers_cg.diffusion import to_ddim_scheduler, training_losses
+from diffusers_cg.diffusion import LossType, resolve_loss_type, to_ddim_scheduler, training_losses
 from diffusers_cg.errors import UserError, command, user_errors
 from diffusers_cg.image_grid import image_grid
 from diffusers_cg.training.arguments import (
@@ -41,7 +42,7 @@ from diffusers_cg.training.arguments import (
     trunk_arguments,
 )
 from diffusers_cg.training.data import TrainingImages, examples_by_class
-from diffusers_cg.training.draws import draw_low_res_augmentation, draw_timesteps_and_noise
+from diffusers_cg.training.draws import draw_low_res_augmentation
 from diffusers_cg.training.initial_model import start_from, take_architecture
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 from diffusers_cg.training.parser import RecipeParser
@@ -71,7 +72,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=True,
         help="Learned-range variance and the hybrid loss, or a fixed variance and L_simple.",
     )
-    group.add_argument("--lambda_vlb", type=float, default=0.001, help="Weight of the variational bound.")
+    group.add_argument(
+        "--loss",
+        choices=get_args(LossType),
+        help="rescaled_hybrid by default, simple with a fixed variance: see `diffusers_cg.diffusion.training_losses`.",
+    )
+    group.add_argument("--lambda_vlb", type=float, help="Weight of the variational bound in rescaled_hybrid: 0.001.")
     group = parser.add_argument_group("upsampling")
     group.add_argument(
         "--low_res_size", type=int, help="Learn to upsample from images of this side, instead of from noise alone."
@@ -95,6 +101,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--classifier", help="Trained classifier that guides the sample grids.")
     group.add_argument("--classifier_scale", type=float, default=1.0, help="Scale of that guidance.")
     return parser.parse_args(argv)
+
+
+def resolve_loss_arguments(args: argparse.Namespace) -> None:
+    """Fills in the defaults of `--loss` and `--lambda_vlb`; raises `UserError` where they do not go together."""
+    with user_errors():
+        args.loss = resolve_loss_type(args.loss, args.learn_variance)
+    if args.loss == "rescaled_hybrid":
+        args.lambda_vlb = 0.001 if args.lambda_vlb is None else args.lambda_vlb
+    elif args.lambda_vlb is not None:
+        raise UserError(f"--lambda_vlb is for --loss rescaled_hybrid, not {args.loss}: leave it out.")
 
 
 def check_upsampling_arguments(args: argparse.Namespace) -> None:
@@ -166,6 +182,7 @@ def upsampling_rows(
 def main(args: argparse.Namespace) -> None:
     check_training_arguments(args)
     check_upsampling_arguments(args)
+    resolve_loss_arguments(args)
     dataset = load_training_dataset(args)
     class_names = dataset.features["label"].names
     accelerator = make_accelerator(args)
@@ -190,19 +207,19 @@ def main(args: argparse.Namespace) -> None:
         make_pipeline(unet, scheduler, classifier)  # says at once if the two do not fit
     diffusion = GaussianDiffusion.from_scheduler(scheduler)
 
-    def loss_function(model, batch):
-        clean_images, draws = batch["clean_images"], batch["draws"]
-        timesteps, noise = draw_timesteps_and_noise(draws, clean_images, args.ddpm_num_steps, args.seed)
+    def loss_function(model, batch, timesteps, noise):
+        clean_images = batch["clean_images"]
         sample = diffusion.q_sample(clean_images, noise, timesteps)
         unet_inputs = {"class_labels": batch["class_labels"]} if args.class_conditional else {}
         if upsamples:
             unet_inputs["low_res"] = draw_low_res_augmentation(
-                draws, batch["low_res_images"], args.low_res_noise, args.low_res_blur, args.seed
+                batch["draws"], batch["low_res_images"], args.low_res_noise, args.low_res_blur, args.seed
             )
         model_output = model(sample, timesteps, **unet_inputs).sample
-        losses = training_losses(diffusion, model_output, clean_images, noise, sample, timesteps, args.lambda_vlb)
-        values = {"mse": losses.mse} if losses.vb is None else {"mse": losses.mse, "vb": losses.vb}
-        return losses.loss, values
+        losses = training_losses(
+            diffusion, model_output, clean_images, noise, sample, timesteps, args.lambda_vlb, args.loss
+        )
+        return {name: value for name, value in vars(losses).items() if value is not None}
 
     def evaluate(model, step):
         pipe = make_pipeline(model, to_ddim_scheduler(scheduler), classifier)

@@ -2,10 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
 from diffusers_cg.diffusion.gaussian_diffusion import Gaussian, GaussianDiffusion, split_model_output
+
+
+LossType = Literal["hybrid", "rescaled_hybrid", "kl", "rescaled_kl", "simple"]
+"""What to minimize, see [`training_losses`]; the reference's MSE, RESCALED_MSE, KL, RESCALED_KL, and MSE again."""
 
 
 @dataclass
@@ -16,7 +21,7 @@ class TrainingLosses:
         loss (`torch.Tensor`): What to minimize.
         mse (`torch.Tensor`): L_simple, the mean squared error of the noise.
         vb (`torch.Tensor`, *optional*): The variational bound's term at the image's timestep, in bits per dimension;
-            None for a fixed variance.
+            None for L_simple.
     """
 
     loss: torch.Tensor
@@ -93,6 +98,23 @@ def prior_term(diffusion: GaussianDiffusion, clean_images: torch.Tensor) -> torc
     return _bits_per_dimension(normal_kl(last, Gaussian(zero, zero + 1, zero)))
 
 
+def resolve_loss_type(loss_type: LossType | None, learns_variance: bool) -> LossType:
+    """The loss asked for; by default `"rescaled_hybrid"` for a learned variance and `"simple"` for a fixed one.
+
+    Raises:
+        ValueError: if there is no such loss, or it does not go with the variance.
+    """
+    if loss_type is None:
+        return "rescaled_hybrid" if learns_variance else "simple"
+    if loss_type not in get_args(LossType):
+        raise ValueError(f"The loss must be one of {', '.join(get_args(LossType))}, got {loss_type!r}.")
+    if learns_variance and loss_type == "simple":
+        raise ValueError("The loss 'simple' does not train a learned variance: fix the variance or take 'hybrid'.")
+    if not learns_variance and loss_type in ("hybrid", "rescaled_hybrid"):
+        raise ValueError(f"The loss {loss_type!r} trains a learned variance, and it is fixed here: take 'simple'.")
+    return loss_type
+
+
 def training_losses(
     diffusion: GaussianDiffusion,
     model_output: torch.Tensor,
@@ -101,11 +123,20 @@ def training_losses(
     sample: torch.Tensor,
     timestep: torch.Tensor,
     lambda_vlb: float = 0.001,
+    loss_type: LossType | None = None,
 ) -> TrainingLosses:
-    r"""L_simple, plus lambda L_vlb if the model learns the variance (*Improved DDPM*, eq. 16).
+    r"""The loss of every image, from what the network says of it at one drawn timestep (*Improved DDPM*).
 
-    L_vlb sums over the T timesteps; at one drawn timestep T times its term estimates it. Its gradient reaches the
-    variance alone, not the predicted noise.
+    With L_t the bound's term at that timestep, in bits per dimension, and T timesteps, so that T L_t estimates L_vlb:
+
+    | `loss_type` | loss |
+    | --- | --- |
+    | `"simple"` | L_simple, for a fixed variance |
+    | `"hybrid"` | L_simple + L_t |
+    | `"rescaled_hybrid"` | L_simple + lambda T L_t (eq. 16), at 1,000 timesteps the same |
+    | `"kl"`, `"rescaled_kl"` | L_t, T L_t |
+
+    In a hybrid loss the gradient of L_t reaches the variance alone, not the predicted noise.
 
     Args:
         diffusion (`GaussianDiffusion`): The process that made `sample`.
@@ -114,12 +145,26 @@ def training_losses(
         noise (`torch.Tensor`): The noise in `sample`, (B, C, H, W), float32.
         sample (`torch.Tensor`): x_t = `diffusion.q_sample(clean_images, noise, timestep)`.
         timestep (`torch.Tensor`): (B,) int64.
-        lambda_vlb (`float`): Weight of L_vlb.
+        lambda_vlb (`float`): Weight of L_vlb in `"rescaled_hybrid"`.
+        loss_type (`str`, *optional*): By default `"rescaled_hybrid"`, or `"simple"` if the output has no variance.
+
+    Raises:
+        ValueError: if the loss does not go with the variance.
     """
-    predicted_noise, predicted_variance = split_model_output(model_output.float(), sample)
+    model_output = model_output.float()
+    predicted_noise, predicted_variance = split_model_output(model_output, sample)
+    loss_type = resolve_loss_type(loss_type, predicted_variance is not None)
     mse = (noise - predicted_noise).square().flatten(1).mean(dim=1)
-    if predicted_variance is None:
+    if loss_type == "simple":
         return TrainingLosses(loss=mse, mse=mse, vb=None)
-    frozen_noise = torch.cat([predicted_noise.detach(), predicted_variance], dim=1)
-    vb = variational_bound_term(diffusion, frozen_noise, clean_images, sample, timestep)
-    return TrainingLosses(loss=mse + lambda_vlb * len(diffusion.timesteps) * vb, mse=mse, vb=vb)
+    if loss_type in ("hybrid", "rescaled_hybrid"):
+        model_output = torch.cat([predicted_noise.detach(), predicted_variance], dim=1)
+    vb = variational_bound_term(diffusion, model_output, clean_images, sample, timestep)
+    num_timesteps = len(diffusion.timesteps)
+    if loss_type == "hybrid":
+        loss = mse + vb
+    elif loss_type == "rescaled_hybrid":
+        loss = mse + lambda_vlb * num_timesteps * vb
+    else:
+        loss = vb if loss_type == "kl" else num_timesteps * vb
+    return TrainingLosses(loss=loss, mse=mse, vb=vb)

@@ -1,6 +1,35 @@
 """Which timesteps to train on (*Improved DDPM*, section 3.3)."""
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
+
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""One generator for the batch, or one per image, so that an image's timestep does not depend on its batch."""
+
+
+class TimestepSampler(Protocol):
+    """Draws timesteps (B,) int64, and the weights (B,) float32 that keep the mean loss of uniform ones."""
+
+    def sample(self, batch_size: int, generator: Generators = None) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class UniformSampler:
+    """Draws every timestep as often as any other.
+
+    Args:
+        num_train_timesteps (`int`): T.
+    """
+
+    def __init__(self, num_train_timesteps: int):
+        self.num_train_timesteps = num_train_timesteps
+
+    def sample(self, batch_size: int, generator: Generators = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Timesteps (B,) int64, and weights (B,) of 1."""
+        timesteps = [torch.randint(self.num_train_timesteps, (), generator=g) for g in _each(generator, batch_size)]
+        return torch.stack(timesteps), torch.ones(batch_size)
 
 
 class LossSecondMomentSampler:
@@ -30,10 +59,16 @@ class LossSecondMomentSampler:
         share = root_mean_squares / root_mean_squares.sum()
         return share * (1 - self.uniform_probability) + self.uniform_probability / num_timesteps
 
-    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Timesteps (B,) int64, and the weights (B,) float32 of their losses."""
+    def sample(self, batch_size: int, generator: Generators = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Timesteps (B,) int64, and the weights (B,) float32 of their losses.
+
+        Each is where one uniform number falls in the cumulated probabilities.
+        """
         probabilities = self.probabilities
-        timesteps = torch.multinomial(probabilities, batch_size, replacement=True, generator=generator)
+        cumulated = probabilities.cumsum(0)
+        uniform = [torch.rand((), generator=g, dtype=torch.float64) for g in _each(generator, batch_size)]
+        timesteps = torch.searchsorted(cumulated, torch.stack(uniform) * cumulated[-1], right=True)
+        timesteps = timesteps.clamp(max=len(probabilities) - 1)
         return timesteps, (1 / (len(probabilities) * probabilities[timesteps])).float()
 
     def update(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
@@ -49,3 +84,7 @@ class LossSecondMomentSampler:
     def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
         self.losses.copy_(state_dict["losses"])
         self.counts.copy_(state_dict["counts"])
+
+
+def _each(generator: Generators, batch_size: int) -> Sequence[torch.Generator | None]:
+    return generator if isinstance(generator, Sequence) else [generator] * batch_size

@@ -1,6 +1,7 @@
+import pytest
 import torch
 
-from diffusers_cg.diffusion import LossSecondMomentSampler
+from diffusers_cg.diffusion import LossSecondMomentSampler, UniformSampler
 
 
 def filled(losses, history_size=3):
@@ -49,3 +50,20 @@ def test_saved_and_loaded_it_draws_the_same():
     other.update(torch.tensor([0]), torch.tensor([9.0]))
     draws = [one.sample(20, torch.Generator().manual_seed(0))[0] for one in (sampler, other)]
     assert torch.equal(*draws)
+
+
+@pytest.mark.parametrize("sampler", [UniformSampler(4), filled([1.0, 2.0, 3.0, 10.0])])
+def test_with_a_generator_each_an_image_keeps_its_timestep_in_any_batch(sampler):
+    def sample(seeds):
+        return sampler.sample(len(seeds), [torch.Generator().manual_seed(seed) for seed in seeds])
+
+    timesteps, weights = sample(range(50))
+    assert set(timesteps.tolist()) == {0, 1, 2, 3}
+    for one, whole in zip(sample([40, 3, 7]), (timesteps, weights)):
+        assert torch.equal(one, whole[[40, 3, 7]])
+
+
+def test_uniform_timesteps_weigh_alike():
+    timesteps, weights = UniformSampler(5).sample(2000, torch.Generator().manual_seed(0))
+    assert (timesteps.bincount(minlength=5) - 400).abs().max() < 80
+    assert (weights == 1).all()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_cg.diffusion import UniformSampler
 from diffusers_cg.training import export_digits
 from diffusers_cg.training.data import EndlessSampler, TrainingImages, training_loader
 from diffusers_cg.training.draws import draw_timesteps_and_noise
@@ -202,7 +203,9 @@ def test_a_draw_has_the_same_image_timestep_and_noise_in_any_batch(few_digits):
         loader = training_loader(images, batch_size, first_draw, num_workers)
         found = {}
         for batch in islice(loader, 48 // batch_size):
-            timesteps, noise = draw_timesteps_and_noise(batch["draws"], batch["clean_images"], 1000, seed=5)
+            timesteps, _, noise = draw_timesteps_and_noise(
+                batch["draws"], batch["clean_images"], UniformSampler(1000), seed=5
+            )
             for row in zip(batch["draws"].tolist(), batch["clean_images"], batch["class_labels"], timesteps, noise):
                 found[row[0]] = row[1:]
         return found
@@ -219,10 +222,10 @@ def test_a_draw_has_the_same_image_timestep_and_noise_in_any_batch(few_digits):
 
 def test_timesteps_are_uniform_and_noise_is_standard_normal():
     like = torch.empty(2000, 1, 8, 8)
-    timesteps, noise = draw_timesteps_and_noise(range(2000), like, 10, seed=0)
+    timesteps, _, noise = draw_timesteps_and_noise(range(2000), like, UniformSampler(10), seed=0)
     assert timesteps.dtype == torch.int64
     assert timesteps.bincount(minlength=10).float().sub(200).abs().max() < 60
     assert noise.shape == like.shape
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
     assert len(noise.flatten(1).unique(dim=0)) == 2000
-    assert not torch.equal(noise, draw_timesteps_and_noise(range(2000), like, 10, seed=1)[1])
+    assert not torch.equal(noise, draw_timesteps_and_noise(range(2000), like, UniformSampler(10), seed=1)[2])

@@ -156,6 +156,15 @@ def test_validation_fraction_that_leaves_nothing(refusal, fraction):
         ({"lr_scheduler": "wavy"}, "wavy"),
         ({"ddpm_beta_schedule": "wavy"}, "wavy"),
         ({"logger": "wavy"}, "wavy"),
+        ({"max_grad_norm": -1}, "--max_grad_norm must be at least 0, got -1.0."),
+        ({"ema_max_decay": (0.9, 1.0)}, "--ema_max_decay must lie in [0, 1), got 1.0."),
+        (
+            {"total_batch_size": 12},
+            "--total_batch_size 12 is no multiple of 8, the images of --train_batch_size 8 on 1 ",
+        ),
+        ({"loss": "simple"}, "The loss 'simple' does not train a learned variance"),
+        ({"loss": "hybrid", "learn_variance": False}, "The loss 'hybrid' trains a learned variance"),
+        ({"loss": "kl", "lambda_vlb": 0.1}, "--lambda_vlb is for --loss rescaled_hybrid, not kl"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
@@ -198,10 +207,14 @@ def test_resume_where_there_is_no_checkpoint(refusal, stopped, tmp_path):
     ("flags", "said"),
     [
         ({"base_channels": 64}, "another architecture: base_channels=32 (now 64)."),
-        ({"class_conditional": False}, "another architecture: num_class_embeds=3 (now None)."),
+        ({"class_conditional": False}, "num_class_embeds=3 (now None)."),
         ({"seed": 1}, "seed=0, now it is 1"),
         ({"train_batch_size": 4}, "images_per_step=8, now it is 4"),
         ({"use_ema": False}, "use_ema=True, now it is False"),
+        ({"ema_max_decay": (0.99, 0.9)}, "ema_max_decay=[0.9999], now it is [0.99, 0.9]"),
+        ({"loss": "kl"}, "loss='rescaled_hybrid', now it is 'kl'"),
+        ({"timestep_sampler": "loss_second_moment"}, "timestep_sampler='uniform', now it is 'loss_second_moment'"),
+        ({"learning_rate": 1e-3}, "learning_rate=0.0001, now it is 0.001"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )

@@ -1,0 +1,83 @@
+"""Trainings of a few steps that record what their optimizer was given, in one process or in several."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tiny import with_weights
+
+from diffusers_cg import GaussianDiffusion
+from diffusers_cg.training import train_unet
+from diffusers_cg.training.data import TrainingImages
+from diffusers_cg.training.loop import TrainingLoop, make_accelerator
+from diffusers_cg.training.sources import load_image_folder
+
+
+TOTAL = 8
+STEPS = 4
+NUM_TIMESTEPS = 6
+BAD_DRAW = TOTAL + 3  # in the second step
+
+
+def record(rank: int, num_processes: int, port: int, data_dir: Path, output_dir: Path, name: str, batch_size: int):
+    """Trains as one of several processes, and saves gradients and sampler of every optimizer step in `OUTPUT_DIR`.
+
+    `name` is `"uniform"` or `"loss_second_moment"`, or `"bad"` for the latter with one loss that is not a number.
+    """
+    if num_processes > 1:  # as torch.distributed.run has it
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    timestep_sampler = "uniform" if name == "uniform" else "loss_second_moment"
+    flags = {
+        "train_data_dir": data_dir,
+        "output_dir": output_dir,
+        "resolution": 16,
+        "channels": 1,
+        "base_channels": 32,
+        "channel_multipliers": (1, 2),
+        "layers_per_block": 1,
+        "attention_head_dim": 16,
+        "train_batch_size": batch_size,
+        "total_batch_size": TOTAL,
+        "max_train_steps": STEPS,
+        "timestep_sampler": timestep_sampler,
+        "ddpm_num_steps": NUM_TIMESTEPS,
+        "learning_rate": 1e-6,
+        "max_grad_norm": 0,
+        "checkpointing_steps": STEPS,
+        "logger": "none",
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", *str(value).strip("()").split(", "))]
+    args = train_unet.parse_args(words)
+    accelerator = make_accelerator(args)
+    dataset = load_image_folder(data_dir)
+    images = TrainingImages(dataset, args.resolution, args.channels)
+    # no layer at zero, so that gradients reach them all
+    unet = with_weights(train_unet.make_unet(args, dataset.features["label"].names))
+    diffusion = GaussianDiffusion(torch.linspace(1e-3, 0.5, NUM_TIMESTEPS))
+
+    def loss_function(model, batch, timesteps, noise):
+        sample = diffusion.q_sample(batch["clean_images"], noise, timesteps)
+        output = model(sample, timesteps, class_labels=batch["class_labels"]).sample
+        loss = F.mse_loss(output[:, :1], noise, reduction="none").flatten(1).mean(dim=1)
+        factor = torch.where(batch["draws"] == BAD_DRAW, math.nan, 1.0) if name == "bad" else 1.0
+        return {"loss": loss * factor}
+
+    loop = TrainingLoop(
+        args, accelerator, "unet", unet, images, loss_function, None, lambda model, path: model.save_pretrained(path)
+    )
+    if timestep_sampler == "loss_second_moment":
+        for number in range(10):
+            loop.timestep_sampler.update(torch.arange(NUM_TIMESTEPS), torch.arange(NUM_TIMESTEPS) + number / 10)
+    recorded = []
+
+    def keep(optimizer, *_):
+        gradients = [parameter.grad.flatten() for group in optimizer.param_groups for parameter in group["params"]]
+        state = {} if timestep_sampler == "uniform" else loop.timestep_sampler.state_dict()
+        recorded.append({"gradient": torch.cat(gradients), **state})
+
+    loop.optimizer.optimizer.register_step_pre_hook(keep)
+    loop.run()
+    torch.save(recorded, output_dir / f"{rank}.pt")

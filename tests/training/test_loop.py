@@ -1,0 +1,143 @@
+"""The loop under strain: several processes, steps that are not finite, other precisions, compilation."""
+
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from gradients import BAD_DRAW, STEPS, TOTAL, record
+from processes import run_function
+from safetensors.torch import load_file
+
+
+def weights(folder):
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+# --------------------------------------------------------------------------------------------------- several processes
+
+
+@pytest.fixture(scope="module")
+def recorded(few_digits, tmp_path_factory):
+    """`(name, number of processes, batch size, rank) -> steps` of tests/training/gradients.py."""
+    root = tmp_path_factory.mktemp("gradients")
+
+    def recorded(name, num_processes=1, batch_size=TOTAL, rank=0):
+        folder = root / f"{name}_{num_processes}_{batch_size}"
+        if not folder.exists():
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                port = server.getsockname()[1]
+
+            def run(rank):
+                what = (rank, num_processes, port, few_digits, folder, name, batch_size)
+                return run_function(record, *what, log=root / f"log{rank}")
+
+            with ThreadPoolExecutor(num_processes) as pool:
+                for ended in pool.map(run, range(num_processes)):
+                    assert ended.status == 0, ended.output
+            assert (folder / f"checkpoint-{STEPS}").is_dir()
+        return torch.load(folder / f"{rank}.pt", weights_only=True)
+
+    return recorded
+
+
+@pytest.mark.parametrize(
+    ("name", "num_processes", "batch_size"),
+    [
+        ("uniform", 1, TOTAL // 2),
+        ("uniform", 2, TOTAL // 2),
+        ("loss_second_moment", 2, TOTAL // 2),
+        ("loss_second_moment", 2, TOTAL // 4),
+        ("bad", 2, TOTAL // 2),
+    ],
+)
+def test_gradients_do_not_depend_on_how_the_batch_is_split(recorded, name, num_processes, batch_size):
+    whole = recorded(name)
+    assert len(whole) == (STEPS - 1 if name == "bad" else STEPS)
+    for rank in range(num_processes):
+        split = recorded(name, num_processes, batch_size, rank)
+        assert len(split) == len(whole)
+        for one, other in zip(whole, split):
+            error = (one["gradient"] - other["gradient"]).norm() / one["gradient"].norm()
+            print(f"relative error {error:.1e}")
+            assert error < 1e-5
+            for key in one.keys() - {"gradient"}:
+                assert torch.allclose(one[key], other[key], rtol=1e-5)
+
+
+def test_another_sampler_gives_other_gradients(recorded):
+    uniform, weighted = recorded("uniform")[0]["gradient"], recorded("loss_second_moment")[0]["gradient"]
+    assert (uniform - weighted).norm() > 0.01 * uniform.norm()
+
+
+def test_ranks_hold_the_same_sampler_to_the_last_bit(recorded):
+    first, second = (recorded("loss_second_moment", 2, TOTAL // 2, rank) for rank in range(2))
+    for one, other in zip(first, second):
+        assert torch.equal(one["losses"], other["losses"]) and torch.equal(one["counts"], other["counts"])
+    assert not torch.equal(first[0]["losses"], first[-1]["losses"])
+
+
+# -------------------------------------------------------------------------------------------- steps that are not finite
+
+
+def test_a_skipped_step_leaves_everything_but_the_count(recorded):
+    good, bad = recorded("loss_second_moment"), recorded("bad")
+    assert BAD_DRAW // TOTAL == 1
+    assert torch.equal(good[0]["gradient"], bad[0]["gradient"])
+    # the third step finds weights and sampler as the first one left them
+    assert torch.equal(bad[1]["counts"], good[1]["counts"]) and torch.equal(bad[1]["losses"], good[1]["losses"])
+    assert bad[2]["counts"].sum() - bad[1]["counts"].sum() == TOTAL
+
+
+def test_a_training_that_blows_up_stops_with_its_last_good_checkpoint(train, tmp_path):
+    ended = train(
+        "train_unet",
+        status=2,
+        output_dir=tmp_path,
+        mixed_precision="bf16",
+        learning_rate=1e30,
+        lr_scheduler="linear",
+        lr_warmup_steps=1,  # the first step does nothing
+        max_train_steps=60,
+        checkpointing_steps=1,
+        checkpoints_total_limit=2,
+    )
+    assert "Traceback" not in ended.output
+    checkpoints = sorted(tmp_path.glob("checkpoint-*"))
+    last = int(checkpoints[-1].name.removeprefix("checkpoint-"))
+    assert 1 <= last <= 4
+    assert f"error: Stopped at step {last + 20}: the loss or the gradient of 20 steps in a row" in ended.output
+    assert ended.output.strip().endswith(f"the last good checkpoint is {checkpoints[-1]}.")
+    assert "skipped=20" in ended.output
+    assert json.loads((checkpoints[-1] / "training_state.json").read_text())["skipped_steps"] == 0
+    for name, tensor in load_file(checkpoints[-1] / "model.safetensors").items():
+        assert tensor.isfinite().all(), name
+
+
+# ------------------------------------------------------------------------------------------------ faster ways to train
+
+
+BRIEF = {"max_train_steps": 2, "checkpointing_steps": 1, "adam_epsilon": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def plain(train, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    train("train_unet", output_dir=folder, **BRIEF)
+    return folder
+
+
+def test_a_compiled_model_goes_on_from_a_plain_one_and_is_saved_as_one(train, plain, tmp_path):
+    # this backend compiles to what it would compute anyway, and fast
+    flags = {**BRIEF, "output_dir": tmp_path, "torch_compile": "eager"}
+    train("train_unet", **flags, resume_from_checkpoint=plain / "checkpoint-1")
+    expected = weights(plain)
+    assert weights(tmp_path).keys() == expected.keys()
+    for name, tensor in weights(tmp_path).items():
+        assert torch.allclose(tensor, expected[name], atol=1e-6), name
+
+
+def test_the_bound_alone_trains(train, plain, tmp_path):
+    train("train_unet", output_dir=tmp_path, **BRIEF, loss="kl")
+    assert max((tensor - weights(plain)[name]).abs().max() for name, tensor in weights(tmp_path).items()) > 1e-6

@@ -1,0 +1,107 @@
+"""Checkpoints of a training: folders that are whole or absent, found again, and refused by another training."""
+
+import json
+import reprlib
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from diffusers_cg.errors import UserError
+from diffusers_cg.files import atomic_directory, partial_path
+
+
+STATE_FILE = "training_state.json"
+
+
+class Checkpoints:
+    """The folders `checkpoint-STEP` of an output folder.
+
+    Args:
+        accelerator (`Accelerator`): Writes and loads the state of all that it prepared or that was registered with it.
+        output_dir (`Path`): Where they are.
+        total_limit (`int`, *optional*): How many are kept, the latest ones.
+    """
+
+    def __init__(self, accelerator: Accelerator, output_dir: Path, total_limit: int | None = None):
+        self.accelerator = accelerator
+        self.output_dir = output_dir
+        self.total_limit = total_limit
+
+    def folders(self) -> list[Path]:
+        """The complete checkpoints, oldest first."""
+        numbered = {}
+        for path in self.output_dir.glob("checkpoint-*"):
+            number = path.name.removeprefix("checkpoint-")
+            if number.isdecimal() and (path / STATE_FILE).is_file():
+                numbered[int(number)] = path
+        return [numbered[number] for number in sorted(numbered)]
+
+    def last_good(self) -> str:
+        """The end of a sentence on what went wrong."""
+        good = self.folders()
+        return f"the last good checkpoint is {good[-1]}" if good else "there is no earlier checkpoint"
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Writes `checkpoint-STEP` whole, then removes those beyond the limit. All processes call it.
+
+        Raises:
+            UserError: if it cannot be written; earlier checkpoints are as they were.
+        """
+        directory = self.output_dir / f"checkpoint-{step}"
+        is_main = self.accelerator.is_main_process
+        try:
+            with atomic_directory(directory) if is_main else nullcontext(partial_path(directory)) as partial:
+                self.accelerator.wait_for_everyone()
+                self.accelerator.save_state(str(partial))
+                if is_main:
+                    (partial / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+                self.accelerator.wait_for_everyone()
+        except Exception as error:  # of whatever library met the full disk
+            raise UserError(f"Checkpoint {directory} could not be written ({error}); {self.last_good()}.") from error
+        if is_main and self.total_limit:
+            for old in self.folders()[: -self.total_limit]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, wanted: str, model_config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """Loads the checkpoint at a path, or the `"latest"`, and returns the state that was saved with it.
+
+        Raises:
+            UserError: if there is none, or it belongs to a model or a training of other settings.
+        """
+        directory = self._find(wanted)
+        state = json.loads((directory / STATE_FILE).read_text())
+        differing = sorted(
+            name
+            for name in model_config.keys() | state["model_config"].keys()
+            if not name.startswith("_")
+            and name != "class_names"  # the settings have them
+            and model_config.get(name) != state["model_config"].get(name)
+        )
+        if differing:
+            stated = ", ".join(f"{n}={state['model_config'].get(n)} (now {model_config.get(n)})" for n in differing)
+            raise UserError(f"{directory} is a checkpoint of another architecture: {stated}.")
+        then = {**settings, **state["settings"]}
+        changed = [
+            f"{name}={reprlib.repr(then[name])}, now it is {reprlib.repr(now)}"
+            for name, now in settings.items()
+            if then[name] != now
+        ]
+        if changed:
+            raise UserError(f"{directory} was trained with {'; '.join(changed)}: the two cannot be joined.")
+        self.accelerator.load_state(str(directory))
+        self.accelerator.print(f"Resumed from {directory} at step {state['global_step']}.")
+        return state
+
+    def _find(self, wanted: str) -> Path:
+        if wanted != "latest":
+            if not (Path(wanted) / STATE_FILE).is_file():
+                raise UserError(f"{wanted} is not a checkpoint of this script (it has no {STATE_FILE}).")
+            return Path(wanted)
+        folders = self.folders()
+        if not folders:
+            raise UserError(f"{self.output_dir} holds no checkpoint to resume from: leave the flag out to start anew.")
+        return folders[-1]
