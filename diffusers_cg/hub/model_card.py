@@ -234,7 +234,7 @@ def _use(model: ClassifierGuidedPipeline | ModelMixin, path: str, with_code: boo
             low_res_shape=", ".join(map(str, model.low_res_shape)) if upsamples else "",
         )
         snippet = snippet.replace("low, , ", "low, ")
-    text = f"## Use\n\nWith `pip install diffusers-cg`:\n\n```python\n{snippet}\n```"
+    text = f"## Use\n\nWith diffusers-cg installed:\n\n```python\n{snippet}\n```"
     if with_code:
         snippet = WITH_CODE_SNIPPET.format(path=path)
         text += f"\n\nWith diffusers alone, which then runs the code in this repository:\n\n```python\n{snippet}\n```"
