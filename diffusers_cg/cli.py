@@ -470,6 +470,37 @@ def push(
     print(f"Published {commit.commit_url}.")
 
 
+@app.command()
+@command
+def demo(
+    model: Annotated[str, MODEL],
+    space: Annotated[
+        Path | None, typer.Option("--space", help="Folder to write the page into as a Space of the Hub, to open none.")
+    ] = None,
+    title: Annotated[str | None, typer.Option("--title", help="Of the page; the model's name by default.")] = None,
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for other machines.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option("--port", help="Port to listen on; the first free one from 7860 by default.")
+    ] = None,
+    device: Annotated[str | None, DEVICE] = None,
+) -> None:
+    """Opens a page to try a model on, in the browser."""
+    from diffusers_cg.hub.demo import Studio, build_page
+
+    title = title or Path(model).name
+    with user_errors():
+        if space is not None:
+            from diffusers_cg.hub.space import write_space
+
+            write_space(model, space, title)
+            print(f"Saved {space}.")
+            return
+        page = build_page(Studio.load(model, device), title)
+    page.launch(server_name=host, server_port=port, footer_links=[])
+
+
 def main() -> None:
     app()
 
