@@ -51,7 +51,10 @@ RESUMED_SETTINGS = (
 def add_data_arguments(parser: argparse.ArgumentParser, center_crop: bool) -> None:
     group = parser.add_argument_group("data (one of the first three says where)")
     group.add_argument(
-        "--train_data_dir", type=Path, metavar="DIR", help="Folder with a subfolder of images per class."
+        "--train_data_dir",
+        type=Path,
+        metavar="DIR",
+        help="Folder with a subfolder of images per class; for a unet with --no-class_conditional, just images.",
     )
     group.add_argument(
         "--dataset_name",

@@ -33,6 +33,7 @@ Row = dict[str, dict | int | str | None]
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 KEY = "__key__"  # webdataset's name of an example
 LABEL_COLUMNS = ("label", "cls")
+ONLY_CLASS = "images"  # of those without labels
 # flags that make no sense of a folder, whose classes are its subfolders
 OF_DATASETS = (
     "dataset_config_name",
@@ -46,7 +47,10 @@ OF_DATASETS = (
 
 
 def load_training_dataset(
-    args: argparse.Namespace, validation_split: str | None = None, class_names: Sequence[str] | None = None
+    args: argparse.Namespace,
+    validation_split: str | None = None,
+    class_names: Sequence[str] | None = None,
+    needs_labels: bool = True,
 ) -> "Dataset | IterableDataset":
     """The images that the flags of `add_data_arguments` name, checked as they say.
 
@@ -54,9 +58,10 @@ def load_training_dataset(
         args (`argparse.Namespace`): The flags.
         validation_split (`str`, *optional*): Another split than `--split`.
         class_names (sequence of `str`, *optional*): What the classes are called, if not as `--class_names` says.
+        needs_labels (`bool`): Or else images without labels are taken, too, as one class called `images`.
 
     Raises:
-        UserError: if the flags name no source or several, or the source does not hold labelled images.
+        UserError: if the flags name no source or several, or the source does not hold images with labels as needed.
     """
     sources = {f"--{name}": getattr(args, name) for name in ("train_data_dir", "dataset_name", "train_data_files")}
     given = [flag for flag, value in sources.items() if value is not None]
@@ -70,7 +75,7 @@ def load_training_dataset(
             needless.append("--validation_split")
         if needless:
             raise UserError(f"{needless[0]} is for --dataset_name and --train_data_files, not for --train_data_dir.")
-        dataset = load_image_folder(args.train_data_dir)
+        dataset = load_image_folder(args.train_data_dir, needs_labels)
     else:
         dataset = labelled_images(
             open_dataset(
@@ -85,6 +90,7 @@ def load_training_dataset(
             args.label_column,
             class_names or args.class_names,
             args.num_classes,
+            needs_labels,
         )
     return checked_images(dataset, args)
 
@@ -101,19 +107,22 @@ def is_streamed(dataset: "Dataset | IterableDataset") -> bool:
     return isinstance(dataset, import_extra("datasets", "train").IterableDataset)
 
 
-def load_image_folder(data_dir: str | Path) -> "Dataset":
+def load_image_folder(data_dir: str | Path, needs_labels: bool = True) -> "Dataset":
     """Finds the images of a folder with a subfolder per class (searched at any depth).
 
     Args:
         data_dir (`str` or `Path`): The folder. Classes are numbered in the order of their sorted names.
+        needs_labels (`bool`): Or else a folder with less than two subfolders is one class, images at any depth.
 
     Raises:
-        UserError: if the folder is missing or empty, has fewer than two classes, or has a class without files.
+        UserError: if the folder is missing, has a class without files or too few classes, or holds nothing.
     """
     root = Path(data_dir)
     if not root.is_dir():
         raise UserError(f"There is no folder {root}: pass a folder with one subfolder of images per class.")
     class_dirs = list_class_folders(root)
+    if len(class_dirs) < 2 and not needs_labels:
+        return folder_dataset([(file, 0) for file in list_files(root)], root, [ONLY_CLASS])
     if not class_dirs:
         raise UserError(f"{root} has no subfolders: it must hold one subfolder of images per class.")
     if len(class_dirs) == 1:
@@ -124,11 +133,19 @@ def load_image_folder(data_dir: str | Path) -> "Dataset":
     if 0 in counts:
         empty = ", ".join(str(directory) for directory, count in zip(class_dirs, counts) if count == 0)
         raise UserError(f"These class folders hold no images: {empty}. Fill or remove them.")
+    return folder_dataset(files, root, [directory.name for directory in class_dirs])
+
+
+def folder_dataset(files: Sequence[tuple[Path, int]], root: Path, names: Sequence[str]) -> "Dataset":
+    """The dataset of files and their labels; raises `UserError` if there are none."""
+    if not files:
+        raise UserError(f"{root} holds no images.")
     datasets = import_extra("datasets", "train")
-    names = [directory.name for directory in class_dirs]
     return datasets.Dataset.from_dict(
         {"image": [{"path": str(file), "bytes": None} for file, _ in files], "label": [label for _, label in files]},
-        features=datasets.Features({"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=names)}),
+        features=datasets.Features(
+            {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=list(names))}
+        ),
     )
 
 
@@ -208,6 +225,7 @@ def labelled_images(
     label_column: str | None = None,
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
+    needs_labels: bool = True,
 ) -> "Dataset | IterableDataset":
     """The two columns of a dataset that hold the images and their labels.
 
@@ -219,6 +237,7 @@ def labelled_images(
             default as the dataset says, and their numbers where it does not.
         num_classes (`int`, *optional*): Number of classes; by default as the dataset says, or one more than the
             greatest label where it does not.
+        needs_labels (`bool`): Or else a dataset in which no column of labels is found is one class.
 
     Raises:
         UserError: if there is no such column, the labels are not whole numbers from 0, or the number of classes of a
@@ -243,12 +262,11 @@ def labelled_images(
     image_column = pick(
         "--image_column", image_column, [name for name, f in features.items() if isinstance(f, datasets.Image)]
     )
-    label_column = pick(
-        "--label_column",
-        label_column,
-        [name for name, f in features.items() if isinstance(f, datasets.ClassLabel)],
-        [name for name in LABEL_COLUMNS if name in features],
-    )
+    class_columns = [name for name, f in features.items() if isinstance(f, datasets.ClassLabel)]
+    usual_columns = [name for name in LABEL_COLUMNS if name in features]
+    if label_column is None and not (needs_labels or class_columns or usual_columns):
+        return unlabelled_images(dataset, image_column)
+    label_column = pick("--label_column", label_column, class_columns, usual_columns)
     label = features[label_column]
     if "int" not in getattr(label, "dtype", ""):
         raise UserError(f"The labels in column {label_column} are not whole numbers: the dataset has {listed}.")
@@ -260,6 +278,20 @@ def labelled_images(
         dataset = cast_labels(dataset, label_column, datasets.ClassLabel(names=names))
     renamed = {image_column: "image", label_column: "label"}
     return dataset.rename_columns({old: new for old, new in renamed.items() if old != new})
+
+
+def unlabelled_images(dataset: "Dataset | IterableDataset", image_column: str) -> "Dataset | IterableDataset":
+    """The images of a dataset without labels, as one class."""
+    datasets = import_extra("datasets", "train")
+    feature = datasets.ClassLabel(names=[ONLY_CLASS])
+    dataset = dataset.select_columns([image_column] + ([KEY] if KEY in dataset.features else []))
+    dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+    if image_column != "image":
+        dataset = dataset.rename_column(image_column, "image")
+    if is_streamed(dataset):
+        features = datasets.Features({**dataset.features, "label": feature})
+        return dataset.map(lambda row: {"label": 0}, features=features)
+    return dataset.add_column("label", [0] * len(dataset), feature=feature)
 
 
 def cast_labels(dataset: "Dataset | IterableDataset", column: str, feature) -> "Dataset | IterableDataset":

@@ -9,6 +9,8 @@ The output folder then holds checkpoints, sample grids in `samples/`, and the re
 With `--low_res_size 16` the unet learns to upsample instead, from images that the script scales down to 16x16: by box
 filter (each pixel the mean of those that it covers) where 16 divides the resolution, else bicubic. The result is then a
 `ClassifierGuidedSuperResolutionPipeline`, and the grids show low-resolution, upsampled and real training images.
+
+With `--no-class_conditional` images need no labels: a folder of images without subfolders will do (LSUN, say).
 """
 
 import argparse
@@ -51,6 +53,7 @@ from diffusers_cg.training.sources import load_training_dataset
 
 GRID_CLASSES = 10
 GRID_COLUMNS = 8
+UNLABELLED_GRID_ROWS = 4
 UPSAMPLING_GRID_IMAGES = 3  # per class, each in three versions
 
 
@@ -155,11 +158,10 @@ def grid_images(
     return images
 
 
-def sample_rows(
-    args: argparse.Namespace, pipe: DiffusionPipeline, class_names: Sequence[str]
-) -> list[list[Image.Image]]:
-    """Rows of images, a class each."""
-    labels = [row for row in range(len(class_names))[:GRID_CLASSES] for _ in range(GRID_COLUMNS)]
+def sample_rows(args: argparse.Namespace, pipe: DiffusionPipeline) -> list[list[Image.Image]]:
+    """Rows of images, a class each where there are any."""
+    num_rows = min(pipe.num_classes or UNLABELLED_GRID_ROWS, GRID_CLASSES)
+    labels = [row for row in range(num_rows) for _ in range(GRID_COLUMNS)]
     images = grid_images(args, pipe, labels)
     return [images[first : first + GRID_COLUMNS] for first in range(0, len(images), GRID_COLUMNS)]
 
@@ -183,7 +185,7 @@ def main(args: argparse.Namespace) -> None:
     check_training_arguments(args)
     check_upsampling_arguments(args)
     resolve_loss_arguments(args)
-    dataset = load_training_dataset(args)
+    dataset = load_training_dataset(args, needs_labels=args.class_conditional)
     class_names = dataset.features["label"].names
     accelerator = make_accelerator(args)
     upsamples = args.low_res_size is not None
@@ -205,6 +207,8 @@ def main(args: argparse.Namespace) -> None:
         )
         classifier = None if args.classifier is None else NoisyClassifierModel.from_pretrained(args.classifier)
         make_pipeline(unet, scheduler, classifier)  # says at once if the two do not fit
+    if upsamples and classifier is not None and len(class_names) < 2:
+        raise UserError("--classifier guides an upsampler to the classes of the images, and these have none.")
     diffusion = GaussianDiffusion.from_scheduler(scheduler)
 
     def loss_function(model, batch, timesteps, noise):
@@ -226,13 +230,13 @@ def main(args: argparse.Namespace) -> None:
         pipe.set_progress_bar_config(disable=True)
         if upsamples:
             rows = upsampling_rows(args, pipe, replace(images, center_crop=True, random_flip=False))
-            column_labels = ["low", "upsampled", "real"] * UPSAMPLING_GRID_IMAGES
+            row_labels, column_labels = class_names, ["low", "upsampled", "real"] * UPSAMPLING_GRID_IMAGES
         else:
-            rows, column_labels = sample_rows(args, pipe, class_names), ()
-        rows_are_classes = upsamples or args.class_conditional or classifier is not None
+            rows = sample_rows(args, pipe)
+            row_labels, column_labels = pipe.class_names or list(map(str, range(pipe.num_classes or 0))), ()
         grid = image_grid(
             rows,
-            row_labels=class_names[: len(rows)] if rows_are_classes else (),
+            row_labels=row_labels[: len(rows)],
             column_labels=column_labels,
             title=f"step {step}",
         )

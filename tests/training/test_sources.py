@@ -15,7 +15,7 @@ from accelerate.data_loader import prepare_data_loader
 from PIL import Image
 from processes import Signal
 
-from diffusers_cg import NoisyClassifierModel
+from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.errors import UserError
 from diffusers_cg.training.arguments import image_arguments
 from diffusers_cg.training.data import (
@@ -454,3 +454,53 @@ def test_what_a_stream_cannot_do(train, named, tmp_path):
     assert "error: Of a stream no fraction can be held out: pass --validation_split or --validation_data_dir" in said
     said = train("train_unet", status=2, max_train_steps=None, **flags).output
     assert "error: The length of a stream is not known: pass --max_train_steps, or --images_per_epoch." in said
+
+
+# --------------------------------------------------------------------------------------------------------- without labels
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["at once", "streamed"])
+def test_images_without_labels_are_one_class(tmp_path, streaming):
+    file = tmp_path / "pictures.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"picture": [picture(number) for number in range(NUM_IMAGES)]}), file)
+    flags = ["--train_data_files", file, "--image_column", "picture", "--cache_dir", tmp_path / "cache"]
+    flags += ["--streaming"] if streaming else []
+    args = parse_args(list(map(str, [*flags, "--resolution", 16, "--channels", 1, "--output_dir", tmp_path])))
+    images = TrainingImages(load_training_dataset(args, needs_labels=False), **image_arguments(args))
+    assert images.class_names == ["images"]
+    seen = [(number_of(image), label) for image, label in unlabelled_batches(images)]
+    assert sorted(seen) == [(number, 0) for number in range(NUM_IMAGES)]
+    with pytest.raises(UserError, match="Pass --label_column to say which column to take, of picture"):
+        load_training_dataset(args)
+
+
+def unlabelled_batches(images):
+    for batch in evaluation_loader(images, batch_size=5):
+        yield from zip(batch["clean_images"], batch["class_labels"].tolist())
+
+
+@pytest.mark.parametrize("low_res_size", [None, 8], ids=["from noise", "upsampling"])
+def test_an_unconditional_unet_needs_no_labels(train, few_digits, tmp_path, low_res_size):
+    train(
+        "train_unet",
+        train_data_dir=few_digits / "1",  # images alone, no subfolder
+        output_dir=tmp_path,
+        class_conditional=False,
+        low_res_size=low_res_size,
+        save_images_epochs=1,
+        ddpm_num_inference_steps=2,
+    )
+    assert ADMUNet2DModel.from_pretrained(tmp_path, subfolder="unet").config.num_class_embeds is None
+    with Image.open(tmp_path / "samples" / "step_0000002.png") as grid:
+        rows = 1 if low_res_size else 4
+        assert grid.height == pytest.approx(rows * 70, abs=50)
+
+
+def test_a_conditional_unet_and_a_classifier_need_labels(train, few_digits, tmp_path):
+    for name in ("train_unet", "train_classifier"):
+        ended = train(name, status=2, train_data_dir=few_digits / "1", output_dir=tmp_path)
+        assert ended.output.strip().splitlines()[-1].startswith(f"error: {few_digits / '1'} has no subfolders")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    ended = train("train_unet", status=2, train_data_dir=empty, output_dir=tmp_path, class_conditional=False)
+    assert f"error: {empty} holds no images." in ended.output
