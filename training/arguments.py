@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from diffusers_cg.diffusion import LossSecondMomentSampler, UniformSampler
-from diffusers_cg.errors import UserError
+from diffusers_cg.errors import UserError, user_errors
+from diffusers_cg.hub.publishing import check_repo_id
 
 
 # section 3 of the paper, and what it implies for smaller images
@@ -255,6 +256,14 @@ def add_training_arguments(
         "--logger", default="tensorboard", help="A tracker of Accelerate (tensorboard, wandb, ...), or none."
     )
     group.add_argument("--logging_dir", default="logs", help="Folder for the tracker, inside --output_dir.")
+    group = parser.add_argument_group("Hugging Face Hub")
+    group.add_argument(
+        "--push_to_hub",
+        action="store_true",
+        help="Publish the result at the end, as who hf auth login or HF_TOKEN says.",
+    )
+    group.add_argument("--hub_model_id", metavar="OWNER/NAME", help="Where to.")
+    group.add_argument("--hub_private_repo", action="store_true", help="For your eyes only, if it is made.")
 
 
 def trunk_arguments(args: argparse.Namespace) -> dict:
@@ -327,7 +336,10 @@ def resumed_settings(args: argparse.Namespace) -> dict:
 
 
 def check_training_arguments(args: argparse.Namespace) -> None:
-    """Raises `UserError` where a number cannot be meant."""
+    """Raises `UserError` where a number cannot be meant, or a name on the Hub."""
+    if args.push_to_hub:
+        with user_errors():
+            check_repo_id(args.hub_model_id or "")
     positive = (
         "resolution",
         "train_batch_size",

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from diffusers_cg.errors import UserError, user_errors
 from diffusers_cg.files import atomic_update
+from diffusers_cg.hub.publishing import push_folder
 from diffusers_cg.training.arguments import TIMESTEP_SAMPLERS, accumulation_steps, resumed_settings
 from diffusers_cg.training.averages import WeightAverages
 from diffusers_cg.training.checkpoints import Checkpoints
@@ -241,6 +242,10 @@ class TrainingLoop:
             accelerator.print(f"Stopped at step {self.global_step}; go on with --resume_from_checkpoint latest.")
         else:
             self._save_result()
+            if args.push_to_hub and accelerator.is_main_process:
+                with user_errors():
+                    commit = push_folder(args.output_dir, args.hub_model_id, args.hub_private_repo or None)
+                accelerator.print(f"Published {commit.commit_url}.")
         accelerator.end_training()
 
     def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
