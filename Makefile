@@ -8,7 +8,7 @@ demo: $(INSTALLED)  ## a classifier steers diffusion models on handwritten digit
 	$(BIN)/python benchmarks/demo.py --output_dir demo
 
 test: $(INSTALLED)  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 quality: $(INSTALLED)  ## style and formatting, as they must be before a commit
 	$(BIN)/ruff check .
