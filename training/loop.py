@@ -50,6 +50,8 @@ def make_accelerator(args: argparse.Namespace) -> Accelerator:
                 project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir)
             ),
         )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("--mixed_precision fp16 needs a GPU: on a CPU pass bf16, or no.")  # Accelerate would ignore it
     if args.use_ema and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise UserError(
             f"--use_ema averages whole weights, which {accelerator.distributed_type.value} may split: pass --no-use_ema."
@@ -293,7 +295,7 @@ class TrainingLoop:
         if finite:
             self._apply_gradients(step)
         elif self.accelerator.scaler is not None:
-            self.accelerator.scaler.update()
+            self.accelerator.scaler.update()  # of fp16: a lower scale, for it has seen the gradients when they were clipped
         self.optimizer.zero_grad()
         self.skipped_steps += not finite
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1

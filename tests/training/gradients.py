@@ -24,12 +24,13 @@ BAD_DRAW = TOTAL + 3  # in the second step
 def record(rank: int, num_processes: int, port: int, data_dir: Path, output_dir: Path, name: str, batch_size: int):
     """Trains as one of several processes, and saves gradients and sampler of every optimizer step in `OUTPUT_DIR`.
 
-    `name` is `"uniform"` or `"loss_second_moment"`, or `"bad"` for the latter with one loss that is not a number.
+    `name` is `"uniform"` or `"loss_second_moment"`, or `"bad"` for the latter with one loss that is not a number, or
+    `"overflow"` for the former in fp16, scaled so that the gradients of the first step overflow.
     """
     if num_processes > 1:  # as torch.distributed.run has it
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    timestep_sampler = "uniform" if name == "uniform" else "loss_second_moment"
+    timestep_sampler = "uniform" if name in ("uniform", "overflow") else "loss_second_moment"
     flags = {
         "train_data_dir": data_dir,
         "output_dir": output_dir,
@@ -52,6 +53,12 @@ def record(rank: int, num_processes: int, port: int, data_dir: Path, output_dir:
     words = [word for name, value in flags.items() for word in (f"--{name}", *str(value).strip("()").split(", "))]
     args = train_unet.parse_args(words)
     accelerator = make_accelerator(args)
+    if name == "overflow":
+        # as Accelerate sets itself up for fp16 on a GPU; on a CPU it will not, but PyTorch can
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler(
+            accelerator.device.type, init_scale=2.0**40, backoff_factor=2.0**-30, growth_interval=2
+        )
     dataset = load_image_folder(data_dir)
     images = TrainingImages(dataset, args.resolution, args.channels)
     # no layer at zero, so that gradients reach them all

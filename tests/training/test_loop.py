@@ -19,11 +19,11 @@ def weights(folder):
 
 
 @pytest.fixture(scope="module")
-def recorded(few_digits, tmp_path_factory):
-    """`(name, number of processes, batch size, rank) -> steps` of tests/training/gradients.py."""
+def checkpoint(few_digits, tmp_path_factory):
+    """`(name, number of processes, batch size) -> the last checkpoint` of a training of tests/training/gradients.py."""
     root = tmp_path_factory.mktemp("gradients")
 
-    def recorded(name, num_processes=1, batch_size=TOTAL, rank=0):
+    def checkpoint(name, num_processes, batch_size):
         folder = root / f"{name}_{num_processes}_{batch_size}"
         if not folder.exists():
             with socket.create_server(("127.0.0.1", 0)) as server:
@@ -36,8 +36,17 @@ def recorded(few_digits, tmp_path_factory):
             with ThreadPoolExecutor(num_processes) as pool:
                 for ended in pool.map(run, range(num_processes)):
                     assert ended.status == 0, ended.output
-            assert (folder / f"checkpoint-{STEPS}").is_dir()
-        return torch.load(folder / f"{rank}.pt", weights_only=True)
+        return folder / f"checkpoint-{STEPS}"
+
+    return checkpoint
+
+
+@pytest.fixture(scope="module")
+def recorded(checkpoint):
+    """`(name, number of processes, batch size, rank) -> steps` of tests/training/gradients.py."""
+
+    def recorded(name, num_processes=1, batch_size=TOTAL, rank=0):
+        return torch.load(checkpoint(name, num_processes, batch_size).parent / f"{rank}.pt", weights_only=True)
 
     return recorded
 
@@ -88,6 +97,28 @@ def test_a_skipped_step_leaves_everything_but_the_count(recorded):
     # the third step finds weights and sampler as the first one left them
     assert torch.equal(bad[1]["counts"], good[1]["counts"]) and torch.equal(bad[1]["losses"], good[1]["losses"])
     assert bad[2]["counts"].sum() - bad[1]["counts"].sum() == TOTAL
+
+
+@pytest.mark.parametrize("batch_size", [TOTAL, TOTAL // 2])
+def test_gradients_that_overflow_in_fp16_skip_the_step_and_lower_the_scale(recorded, checkpoint, batch_size):
+    plain, half = recorded("uniform"), recorded("overflow", 1, batch_size)
+    assert len(half) == STEPS - 1
+    for one, other in zip(plain[1:], half):
+        error = (one["gradient"] - other["gradient"]).norm() / one["gradient"].norm()
+        print(f"relative error {error:.1e}")
+        assert 1e-6 < error < 1e-2  # of 11 bits, unscaled again
+    folder = checkpoint("overflow", 1, batch_size)
+    assert json.loads((folder / "training_state.json").read_text())["skipped_steps"] == 1
+    # 2 ** 40, lowered once and raised once, after two good steps
+    assert torch.load(folder / "scaler.pt")["scale"] == 2.0**11
+    assert torch.load(folder / "scheduler.bin")["last_epoch"] == STEPS - 1
+    assert torch.load(folder / "custom_checkpoint_0.pkl", weights_only=False)["optimization_step"] == STEPS - 1
+
+
+def test_fp16_is_not_ignored_on_a_cpu(train, tmp_path):
+    ended = train("train_unet", status=2, output_dir=tmp_path / "output", mixed_precision="fp16")
+    assert ended.output.endswith("error: --mixed_precision fp16 needs a GPU: on a CPU pass bf16, or no.\n")
+    assert not (tmp_path / "output").exists()
 
 
 def test_a_training_that_blows_up_stops_with_its_last_good_checkpoint(train, tmp_path):
