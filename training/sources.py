@@ -52,7 +52,7 @@ def load_training_dataset(
     class_names: Sequence[str] | None = None,
     needs_labels: bool = True,
 ) -> "Dataset | IterableDataset":
-    """The images that the flags of `add_data_arguments` name, checked as they say.
+    """The images that the flags of `add_data_arguments` name; [`checked_images`] are those that can be read.
 
     Args:
         args (`argparse.Namespace`): The flags.
@@ -75,24 +75,22 @@ def load_training_dataset(
             needless.append("--validation_split")
         if needless:
             raise UserError(f"{needless[0]} is for --dataset_name and --train_data_files, not for --train_data_dir.")
-        dataset = load_image_folder(args.train_data_dir, needs_labels)
-    else:
-        dataset = labelled_images(
-            open_dataset(
-                args.dataset_name,
-                args.train_data_files,
-                config_name=args.dataset_config_name,
-                split=validation_split or args.split or "train",
-                streaming=args.streaming,
-                cache_dir=args.cache_dir,
-            ),
-            args.image_column,
-            args.label_column,
-            class_names or args.class_names,
-            args.num_classes,
-            needs_labels,
-        )
-    return checked_images(dataset, args)
+        return load_image_folder(args.train_data_dir, needs_labels)
+    return labelled_images(
+        open_dataset(
+            args.dataset_name,
+            args.train_data_files,
+            config_name=args.dataset_config_name,
+            split=validation_split or args.split or "train",
+            streaming=args.streaming,
+            cache_dir=args.cache_dir,
+        ),
+        args.image_column,
+        args.label_column,
+        class_names or args.class_names,
+        args.num_classes,
+        needs_labels,
+    )
 
 
 def checked_images(dataset: "Dataset | IterableDataset", args: argparse.Namespace) -> "Dataset | IterableDataset":

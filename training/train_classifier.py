@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -36,6 +37,9 @@ from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 from diffusers_cg.training.parser import RecipeParser
 from diffusers_cg.training.sources import checked_images, is_streamed, load_image_folder, load_training_dataset
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 NOISE_LEVELS = 10
 
@@ -70,22 +74,25 @@ def make_classifier(args: argparse.Namespace, class_names: Sequence[str]) -> Noi
     )
 
 
-def load_splits(args: argparse.Namespace):
-    """Training images, and those to validate on (None if there are to be none).
+def checked_splits(
+    args: argparse.Namespace, dataset: "Dataset | IterableDataset"
+) -> tuple["Dataset | IterableDataset", "Dataset | IterableDataset | None"]:
+    """Of the training dataset, the images to train on, and those to validate on (None if there are to be none).
 
     Raises:
         UserError: if the classes of the two differ, or the fraction leaves one of them empty.
     """
-    train, validation = load_training_dataset(args), None
+    validation = None
     if args.validation_data_dir is not None:
-        validation = checked_images(load_image_folder(args.validation_data_dir), args)
+        validation = load_image_folder(args.validation_data_dir)
     elif args.validation_split is not None:
-        validation = load_training_dataset(args, args.validation_split, train.features["label"].names)
+        validation = load_training_dataset(args, args.validation_split, dataset.features["label"].names)
     if validation is not None:
-        if validation.features["label"] != train.features["label"]:
+        if validation.features["label"] != dataset.features["label"]:
             where = args.validation_data_dir or f"Split {args.validation_split}"
             raise UserError(f"{where} and the training images do not hold the same classes.")
-        return train, validation
+        return checked_images(dataset, args), checked_images(validation, args)
+    train = checked_images(dataset, args)
     if args.validation_fraction == 0:
         return train, None
     if is_streamed(train):
@@ -106,9 +113,9 @@ def load_splits(args: argparse.Namespace):
 @command
 def main(args: argparse.Namespace) -> None:
     check_training_arguments(args)
-    train, validation = load_splits(args)
+    dataset = load_training_dataset(args)
+    class_names = dataset.features["label"].names
     accelerator = make_accelerator(args)
-    class_names = train.features["label"].names
     with user_errors():
         pretrained = take_architecture(args, NoisyClassifierModel)
         classifier = make_classifier(args, class_names)
@@ -144,6 +151,7 @@ def main(args: argparse.Namespace) -> None:
     def save(model, directory: Path):
         model.save_pretrained(directory)
 
+    train, validation = checked_splits(args, dataset)  # which may take long, so after all else that may be wrong
     training_images = TrainingImages(train, **image_arguments(args))
     if validation is None:
         evaluate = None

@@ -48,7 +48,7 @@ from diffusers_cg.training.draws import draw_low_res_augmentation
 from diffusers_cg.training.initial_model import start_from, take_architecture
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 from diffusers_cg.training.parser import RecipeParser
-from diffusers_cg.training.sources import load_training_dataset
+from diffusers_cg.training.sources import checked_images, load_training_dataset
 
 
 GRID_CLASSES = 10
@@ -248,6 +248,7 @@ def main(args: argparse.Namespace) -> None:
     def save(model, directory: Path):
         make_pipeline(model, scheduler).save_pretrained(directory)
 
+    dataset = checked_images(dataset, args)  # which may take long, so after all else that may be wrong
     images = TrainingImages(dataset, low_res_size=args.low_res_size, **image_arguments(args))
     TrainingLoop(args, accelerator, "unet", unet, images, loss_function, evaluate, save).run()
 

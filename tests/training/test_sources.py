@@ -25,7 +25,7 @@ from diffusers_cg.training.data import (
     examples_by_class,
     training_loader,
 )
-from diffusers_cg.training.sources import load_training_dataset
+from diffusers_cg.training.sources import checked_images, load_training_dataset
 from diffusers_cg.training.train_classifier import parse_args
 
 
@@ -125,7 +125,7 @@ def source(root):
 def images(source):
     def images(**flags):
         args = source(**{"center_crop": True, **flags})
-        return TrainingImages(load_training_dataset(args), **image_arguments(args))
+        return TrainingImages(checked_images(load_training_dataset(args), args), **image_arguments(args))
 
     return images
 

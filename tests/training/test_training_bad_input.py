@@ -172,6 +172,12 @@ def test_flags_that_cannot_be_meant(refusal, flags, said):
     assert said in refusal("train_unet", **flags)
 
 
+@pytest.mark.parametrize("name", ["train_unet", "train_classifier"])
+def test_levels_that_do_not_fit_are_told_before_all_images_are_checked(refusal, folder, name):
+    spoil(folder)
+    assert "multiples of 2" in refusal(name, train_data_dir=folder, resolution=15)
+
+
 def test_output_that_is_a_file(refusal, tmp_path):
     (tmp_path / "output").write_text("precious")
     assert str(tmp_path / "output") in refusal("train_unet")
