@@ -200,15 +200,17 @@ def add_training_arguments(
         default=False,
         help="Less memory, more computation.",
     )
-    group.add_argument("--learning_rate", type=float, default=learning_rate)
+    group.add_argument("--learning_rate", type=float, default=learning_rate, help="AdamW's learning rate.")
     group.add_argument(
-        "--lr_scheduler", default="constant", help="A schedule of diffusers: constant, linear, cosine, ..."
+        "--lr_scheduler",
+        default="constant",
+        help="A schedule of diffusers for it: constant, constant_with_warmup, linear (to 0), cosine, ...",
     )
-    group.add_argument("--lr_warmup_steps", type=int, default=0)
-    group.add_argument("--adam_beta1", type=float, default=0.9)
-    group.add_argument("--adam_beta2", type=float, default=0.999)
-    group.add_argument("--adam_weight_decay", type=float, default=weight_decay)
-    group.add_argument("--adam_epsilon", type=float, default=1e-8)
+    group.add_argument("--lr_warmup_steps", type=int, default=0, help="Steps in which it rises from 0.")
+    group.add_argument("--adam_beta1", type=float, default=0.9, help="Decay of the mean of gradients.")
+    group.add_argument("--adam_beta2", type=float, default=0.999, help="Decay of the mean of their squares.")
+    group.add_argument("--adam_weight_decay", type=float, default=weight_decay, help="AdamW's weight decay.")
+    group.add_argument("--adam_epsilon", type=float, default=1e-8, help="AdamW's epsilon.")
     group.add_argument(
         "--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to this norm; 0 for no clipping."
     )
@@ -228,9 +230,11 @@ def add_training_arguments(
         default=True,
         help="Let the decay rise to that as 1 - (1 + step / inv_gamma) ** -power, or else stay at it.",
     )
-    group.add_argument("--ema_inv_gamma", type=float, default=1.0)
-    group.add_argument("--ema_power", type=float, default=3 / 4)
-    group.add_argument("--mixed_precision", choices=("no", "fp16", "bf16"), help="Accelerate's setting by default.")
+    group.add_argument("--ema_inv_gamma", type=float, default=1.0, help="For --ema_warmup.")
+    group.add_argument("--ema_power", type=float, default=3 / 4, help="For --ema_warmup.")
+    group.add_argument(
+        "--mixed_precision", choices=("no", "fp16", "bf16"), help="Accelerate's setting by default; fp16 needs a GPU."
+    )
     group.add_argument("--ddpm_num_steps", type=int, default=1000, help="Timesteps T of the diffusion.")
     group.add_argument("--ddpm_beta_schedule", default="linear", help="linear, squaredcos_cap_v2 (cosine), ...")
     group.add_argument(

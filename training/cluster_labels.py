@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--clusters_from", type=Path, help="Output folder of an earlier run, whose clusters these images are put into."
     )
     parser.add_argument(
-        "--features", choices=("model", "pixels"), default="model", help="What k-means compares (see below)."
+        "--features", choices=("model", "pixels"), default="model", help="What k-means compares (see above)."
     )
     parser.add_argument(
         "--model", default="facebook/dinov2-base", help="Vision model of transformers: an id on the Hub or a folder."

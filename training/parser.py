@@ -22,6 +22,20 @@ def installed_recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
+class FlagsFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help that ends in the default, where there is one to state."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.nargs == 0 and not isinstance(action, argparse.BooleanOptionalAction):
+            return action.help
+        if action.default in (None, argparse.SUPPRESS) or "default" in action.help:
+            return action.help
+        default = {True: "yes", False: "no"}[action.default] if isinstance(action.default, bool) else action.default
+        if isinstance(default, list):
+            default = " ".join(map(str, default))
+        return f"{action.help} [{default}]"
+
+
 class RecipeParser(argparse.ArgumentParser):
     """An argument parser with one more flag, `--config`, for a YAML file that sets any of the others.
 
@@ -34,7 +48,7 @@ class RecipeParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+        super().__init__(formatter_class=FlagsFormatter, allow_abbrev=False, **options)
         self.add_argument(
             "--config",
             metavar="RECIPE",

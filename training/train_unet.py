@@ -1,4 +1,4 @@
-"""Trains an ADM unet on a folder of images with a subfolder per class.
+"""Trains an ADM unet on a folder of images with a subfolder per class, or on a dataset or files of `datasets`.
 
     accelerate launch training/train_unet.py --train_data_dir my_images --resolution 64 --output_dir my-unet
 

@@ -218,3 +218,11 @@ def test_batches_are_accumulated_to_the_total():
 def test_a_total_that_cannot_be_reached(flags, said):
     with pytest.raises(UserError, match=said):
         accumulation_steps(batch_args("--total_batch_size", "256", *flags), num_processes=2)
+
+
+def test_help_states_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        train_unet.parse_args(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "this side. [64]" in shown and "left to right. [no]" in shown and "the result. [0.9999]" in shown
+    assert "in place of --num_epochs. --" in shown  # which has none
