@@ -35,7 +35,7 @@ from diffusers_cg.image_files import resize_and_crop
 TRAINING = Path(__file__).parents[1] / "training"
 COMMON = (
     "--resolution 8 --channels 1 --center_crop --channel_multipliers 1 2 2 --norm_num_groups 8 "
-    "--ddpm_beta_schedule squaredcos_cap_v2 --train_batch_size 64 --learning_rate 5e-4 --lr_warmup_steps 50 "
+    "--ddpm_beta_schedule squaredcos_cap_v2 --train_batch_size 64 --learning_rate 5e-4 "
     "--save_images_epochs 0 --checkpointing_steps 0 --logger none"
 )
 WIDE, DEEP = "--base_channels 32 --layers_per_block 1", "--base_channels 24 --layers_per_block 2"

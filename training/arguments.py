@@ -373,6 +373,8 @@ def check_training_arguments(args: argparse.Namespace) -> None:
     for name in at_least_0:
         if not getattr(args, name) >= 0:
             raise UserError(f"--{name} must be at least 0, got {getattr(args, name)}.")
+    if args.lr_warmup_steps and args.lr_scheduler == "constant":
+        raise UserError("--lr_scheduler constant knows no --lr_warmup_steps: pass constant_with_warmup.")
     if not 0 <= args.dropout < 1:
         raise UserError(f"--dropout must lie in [0, 1), got {args.dropout}.")
     for decay in args.ema_max_decay:

@@ -154,6 +154,7 @@ def test_validation_fraction_that_leaves_nothing(refusal, fraction):
         ({"resolution": 15}, "multiples of 2"),
         ({"attention_resolutions": (4,)}, "`attention_resolutions` names [4]"),
         ({"lr_scheduler": "wavy"}, "wavy"),
+        ({"lr_warmup_steps": 5}, "--lr_scheduler constant knows no --lr_warmup_steps: pass constant_with_warmup."),
         ({"ddpm_beta_schedule": "wavy"}, "wavy"),
         ({"logger": "wavy"}, "wavy"),
         ({"max_grad_norm": -1}, "--max_grad_norm must be at least 0, got -1.0."),
