@@ -4,6 +4,7 @@
 
 `ClassifierGuidedDDPMPipeline` and `ClassifierGuidedDDIMPipeline` both load that folder. Of an upsampling unet (one trained
 with `--low_res_size`) and a classifier at its high resolution it becomes a `ClassifierGuidedSuperResolutionPipeline`.
+What their runs tell in `training.json` comes along, for the model card.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from diffusers_cg import (
 from diffusers_cg.errors import UserError, command, user_errors
 from diffusers_cg.files import atomic_directory
 from diffusers_cg.hub.conversion import DTYPES
+from diffusers_cg.training.run_facts import assembled_facts, write_facts
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -73,6 +75,12 @@ def main(args: argparse.Namespace) -> None:
             ddim_classifier_scale=args.ddim_classifier_scale,
             **facts,
         )
+        networks = {
+            "unet": (args.unet, "unet"),
+            "classifier": (args.classifier, "classifier"),
+            "unet_unconditional": (args.unconditional_unet, "unet"),
+        }
+        runs = assembled_facts({name: where for name, where in networks.items() if where[0] is not None})
     with atomic_directory(args.output_dir, replaces="model_index.json") as directory:
         pipe.save_pretrained(directory)
         if args.unconditional_unet is not None:
@@ -80,6 +88,7 @@ def main(args: argparse.Namespace) -> None:
                 args.unconditional_unet, subfolder="unet", torch_dtype=dtype
             )
             unconditional.save_pretrained(directory / "unet_unconditional")
+        write_facts(directory, runs)
     print(f"Saved {args.output_dir}.")
 
 

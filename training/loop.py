@@ -26,6 +26,7 @@ from diffusers_cg.training.averages import WeightAverages
 from diffusers_cg.training.checkpoints import Checkpoints
 from diffusers_cg.training.data import TrainingImages, training_loader
 from diffusers_cg.training.draws import draw_timesteps_and_noise
+from diffusers_cg.training.run_facts import run_facts, write_facts
 from diffusers_cg.training.step_values import StepValues, gather_step, step_means
 
 
@@ -81,7 +82,7 @@ class TrainingLoop:
         evaluate (callable, *optional*): `(model, step) -> dict of numbers`, called every `--save_images_epochs` and at
             the end on the main process, with a model of the averaged weights.
         save (callable): `(model, folder)` writes the result into a folder, from where it is moved to `--output_dir`.
-            Averages beyond the first are saved beside it, as `NAME_ema_DECAY`.
+            Averages beyond the first are saved beside it, as `NAME_ema_DECAY`, and facts of the run as `training.json`.
     """
 
     def __init__(
@@ -350,11 +351,15 @@ class TrainingLoop:
                 self.save(result, directory)
                 for decay, model in others:
                     model.save_pretrained(directory / f"{self.name}_ema_{decay}")
+                write_facts(directory, {self.name: self._facts()})
         except Exception as error:  # of whatever library met the full disk
             raise UserError(
                 f"The result could not be written to {self.args.output_dir} ({error}); {self.checkpoints.last_good()}."
             ) from error
         self.accelerator.print(f"Saved {self.args.output_dir}.")
+
+    def _facts(self) -> dict[str, Any]:
+        return run_facts(self.args, self.accelerator, self.name, self.max_train_steps, self.images_per_step)
 
     @contextmanager
     def _stop_on_signals(self) -> Iterator[None]:

@@ -44,7 +44,8 @@ class RecipeParser(argparse.ArgumentParser):
     for both; what is typed has the last word. `base: NAME` starts from another recipe, which the rest of the file
     changes. A recipe is named by its path, or by the bare name of one that comes with the package.
 
-    What is parsed also holds `given`, the names of the flags that were typed or stand in the recipe.
+    What is parsed also holds `given`, the names of the flags that were typed or stand in the recipe, and `typed`, the words
+    of the command line.
     """
 
     def __init__(self, **options):
@@ -69,6 +70,7 @@ class RecipeParser(argparse.ArgumentParser):
         blank = argparse.Namespace(**{action.dest: NOT_GIVEN for action in self._actions})
         given = vars(super().parse_args([*words, *argv], blank))
         args.given = sorted(name for name, value in given.items() if value is not NOT_GIVEN)
+        args.typed = argv
         return args
 
     def _recipe_words(self, config: str) -> list[str]:

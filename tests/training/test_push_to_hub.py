@@ -1,11 +1,28 @@
-"""`--push_to_hub` of the training scripts."""
+"""What a run tells about itself, and `--push_to_hub` of the training scripts."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+from processes import run_command
 
 from diffusers_cg import ClassifierGuidedDDIMPipeline
+from diffusers_cg.hub.publishing import push_folder
+from diffusers_cg.training.run_facts import told
+
+
+@pytest.fixture(scope="module")
+def classifier(train, tmp_path_factory):
+    """A trained classifier."""
+    output_dir = tmp_path_factory.mktemp("classifier")
+    flags = {"max_train_steps": 3, "seed": 7, "total_batch_size": 16, "mixed_precision": "bf16"}
+    train("train_classifier", output_dir=output_dir, validation_fraction=0, **flags)
+    return output_dir
+
+
+def facts(folder):
+    return json.loads((folder / "training.json").read_text())
 
 
 def test_the_result_is_published(hub, train, tmp_path):
@@ -17,6 +34,44 @@ def test_the_result_is_published(hub, train, tmp_path):
     pipe = ClassifierGuidedDDIMPipeline.from_pretrained("me/unet")
     assert pipe.num_classes == 3
     assert not [path for path in hub.files("me/unet") if "checkpoint" in path]
+    card = hub.files("me/unet")["README.md"].decode()
+    assert "## Training\n\n### unet\n\n- steps: 2\n- images per step: 8\n- seed: 0\n" in card
+    assert "accelerate launch training/train_unet.py --train_data_dir" in card
+    assert "me/unet" not in (tmp_path / "unet" / "training.json").read_text()
+
+
+def test_what_a_run_tells(classifier):
+    run = facts(classifier)["classifier"]
+    assert (run["steps"], run["images per step"], run["seed"], run["mixed precision"]) == (3, 16, 7, "bf16")
+    assert run["hardware"] == f"1 process, CPU with {os.cpu_count()} cores"
+    assert "torch 2" in run["versions"] and "recipe" not in run
+    assert " --total_batch_size 16 " in " ".join(run["arguments"])
+    assert str(classifier) not in run["arguments"]
+
+
+def test_an_assembled_pipeline_tells_of_all_its_networks(hub, train, classifier, tmp_path):
+    train("train_unet", output_dir=tmp_path / "unet", class_conditional=False)
+    parts = ["--unet", tmp_path / "unet", "--classifier", classifier, "--unconditional_unet", tmp_path / "unet"]
+    argv = [*parts, "--output_dir", tmp_path / "pipeline"]
+    assert run_command("assemble_pipeline", *argv, log=tmp_path / "log").status == 0
+    unet = facts(tmp_path / "unet")["unet"]
+    assert facts(tmp_path / "pipeline") == {"unet": unet, **facts(classifier), "unet_unconditional": unet}
+    push_folder(tmp_path / "pipeline", "me/model")
+    card = hub.files("me/model")["README.md"].decode()
+    assert "### unet\n\n- steps: 2\n" in card and "### classifier\n\n- steps: 3\n" in card
+
+    (tmp_path / "unet" / "training.json").unlink()
+    argv = ["--unet", tmp_path / "unet", "--output_dir", tmp_path / "pipeline"]
+    assert run_command("assemble_pipeline", *argv, log=tmp_path / "log").status == 0
+    assert not (tmp_path / "pipeline" / "training.json").exists()  # nobody knows
+
+
+def test_what_is_nobody_else_s_business():
+    typed = "--output_dir /home/me/x --seed 3 --hub_model_id=me/x --push_to_hub --train_data_files"
+    address = "https://me:secret@host/a.tar?key=secret"
+    assert told([*typed.split(), address, "b.tar", "--resume_from_checkpoint", "latest", f"--x={address}"]) == [
+        *("--seed", "3", "--train_data_files", "https://host/a.tar", "b.tar", "--x=https://host/a.tar"),
+    ]
 
 
 @pytest.mark.parametrize("name", [None, "unet"])
