@@ -1,19 +1,24 @@
 """The page of a model as a Space of the Hub."""
 
+import importlib
 import shutil
+from importlib.metadata import requires
 from pathlib import Path
 
 from huggingface_hub import SpaceCard, SpaceCardData
+from packaging.requirements import Requirement
 
-from diffusers_cg import __version__
 from diffusers_cg.extras import import_extra
 from diffusers_cg.files import atomic_directory
 from diffusers_cg.hub.model_card import CARD_FILE
 from diffusers_cg.hub.publishing import check_files, published_files
+from diffusers_cg.hub.standalone_code import PACKAGE
 from diffusers_cg.sampling.stages import check_path
 
 
 APP_FILE, MODEL_FOLDER = "app.py", "model"
+DISTRIBUTION, EXTRA = "diffusers-cg", "demo"
+NOT_NEEDED = "training"
 
 APP = '''"""The page of {title}."""
 
@@ -32,12 +37,13 @@ README = """
 # {title}
 
 A page to try a model on: choose a class and see it drawn, step by step, by classifier guidance (*Diffusion Models Beat GANs
-on Image Synthesis*). Written by `diffusers-cg demo --space`; `python {app}` runs it anywhere.
+on Image Synthesis*). Written by `diffusers-cg demo --space`; `python {app}` runs it anywhere, once what `requirements.txt`
+lists is installed. `{package}/` is a copy of the package that draws.
 """
 
 
 def write_space(model: str, directory: str | Path, title: str) -> None:
-    """Writes `app.py`, `requirements.txt` and `README.md`; a model that is a folder is copied along.
+    """Writes `app.py`, `requirements.txt`, `README.md` and a copy of this package; a model that is a folder comes along.
 
     Args:
         model (`str`): Folder, or name on the Hub.
@@ -47,23 +53,21 @@ def write_space(model: str, directory: str | Path, title: str) -> None:
     Raises:
         ValueError, FileExistsError: if the model's folder, or the one to write, is something else.
     """
-    gradio = import_extra("gradio", "demo")
+    gradio = import_extra("gradio", EXTRA)
     check_path(model)
     folder = Path(model)
     with atomic_directory(directory, replaces=APP_FILE) as space:
         path = repr(model)
         if folder.exists():
             check_files(folder)
-            for name in published_files(folder):
-                copy = space / MODEL_FOLDER / name
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(folder / name, copy)
+            _copy({f"{MODEL_FOLDER}/{name}": folder / name for name in published_files(folder)}, space)
             path = f'str(Path(__file__).parent / "{MODEL_FOLDER}")'
         app = APP.format(title=title, path=path)
         if not folder.exists():
             app = app.replace("from pathlib import Path\n\n", "")
         (space / APP_FILE).write_text(app)
-        (space / "requirements.txt").write_text(f"diffusers-cg[demo]>={__version__}\n")
+        _copy(package_files(), space)
+        (space / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()))
         data = SpaceCardData(
             title=title,
             sdk="gradio",
@@ -73,5 +77,33 @@ def write_space(model: str, directory: str | Path, title: str) -> None:
             models=[] if folder.exists() else [model],
             tags=["diffusers-cg"],
         )
-        card = f"---\n{data.to_yaml()}\n---\n{README.format(title=title, app=APP_FILE)}"
+        card = f"---\n{data.to_yaml()}\n---\n{README.format(title=title, app=APP_FILE, package=PACKAGE)}"
         SpaceCard(card).save(space / CARD_FILE)
+
+
+def package_files() -> dict[str, Path]:
+    """The Python files of this package, but for training, by their paths in it.
+
+    A Space installs packages from an index, where this one is not.
+    """
+    files = {}
+    for module in (PACKAGE, f"{PACKAGE}.pipelines"):  # which lie apart where the package is installed editable
+        root = Path(importlib.import_module(module).__file__).parent
+        paths = (path.relative_to(root) for path in root.rglob("*.py"))
+        files |= {f"{module.replace('.', '/')}/{path}": root / path for path in paths if path.parts[0] != NOT_NEEDED}
+    return files
+
+
+def requirements() -> list[str]:
+    """What this package needs to show a page, as pip takes it."""
+    listed = [Requirement(line) for line in requires(DISTRIBUTION)]
+    needed = [each for each in listed if each.marker is None or each.marker.evaluate({"extra": EXTRA})]
+    return [f"{each.name}{each.specifier}" for each in needed]
+
+
+def _copy(files: dict[str, Path], directory: Path) -> None:
+    """Copies files to their paths below a folder."""
+    for name, file in files.items():
+        copy = directory / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)

@@ -1,13 +1,20 @@
 """What the page shows, without a page; and the page as a Space."""
 
 import os
+import re
+import socket
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+import torch
 from huggingface_hub import SpaceCard
+from PIL import Image
 from typer.testing import CliRunner
 
 from diffusers_cg import ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline
@@ -16,6 +23,7 @@ from diffusers_cg.hub.demo import MAX_IMAGES, SCALES, Studio
 from diffusers_cg.seeds import seeded_generator
 
 
+SITE_PACKAGES = Path(torch.__file__).parents[1]
 CLASS_NAMES = ["owl", "hen", "cat", "dog", "bee"]
 
 
@@ -99,31 +107,64 @@ def demo(*argv, status=0):
     return result.output
 
 
-def test_a_space_runs(hub, tmp_path):
+@contextmanager
+def served(space):
+    """The address of the page of a Space, where this package is not installed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # -S: no .pth files, and so no finder of an editable install
+    python = [sys.executable, "-S"]
+    settings = {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **settings, "PYTHONPATH": str(SITE_PACKAGES)}
+    there = "import importlib.util; assert importlib.util.find_spec('diffusers_cg') is None"
+    subprocess.run([*python, "-c", there], cwd=space.parent, env=environment, check=True)
+    with open(space.parent / "log", "w+") as log:
+        process = subprocess.Popen([*python, space / "app.py"], env=environment, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 120
+            while "Running on" not in (said := (space.parent / "log").read_text()):
+                assert process.poll() is None and time.monotonic() < deadline, said
+                time.sleep(0.05)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_a_space_runs_where_the_package_is_not_installed(hub, tmp_path, studio):
     gradio = pytest.importorskip("gradio")
-    tiny.pipeline(ClassifierGuidedDDPMPipeline, conditional=True).save_pretrained(tmp_path / "model")
-    demo("--model", tmp_path / "model", "--space", tmp_path / "space", "--title", "Birds")
-    assert {path.name for path in (tmp_path / "space").iterdir()} == {
-        "app.py",
-        "requirements.txt",
-        "README.md",
-        "model",
-    }
-    card = SpaceCard.load(tmp_path / "space" / "README.md")
+    gradio_client = pytest.importorskip("gradio_client")
+    space = tmp_path / "space"
+    studio.pipe.save_pretrained(tmp_path / "model")
+    demo("--model", tmp_path / "model", "--space", space, "--title", "Birds")
+    files = {"app.py", "requirements.txt", "README.md", "model", "diffusers_cg"}
+    assert {path.name for path in space.iterdir()} == files
+    assert not [path for path in (space / "diffusers_cg").rglob("*") if path.is_file() and path.suffix != ".py"]
+    assert not (space / "diffusers_cg" / "training").exists()
+    needed = [re.split("[>=]", line)[0] for line in (space / "requirements.txt").read_text().splitlines()]
+    assert {"torch", "diffusers", "gradio"} <= set(needed) and not {"diffusers-cg", "datasets", "ruff"} & set(needed)
+    card = SpaceCard.load(space / "README.md")
     card.validate()
     assert (card.data.sdk, card.data.sdk_version, card.data.app_file) == ("gradio", gradio.__version__, "app.py")
-    assert (tmp_path / "space" / "requirements.txt").read_text().startswith("diffusers-cg[demo]")
-    (tmp_path / "model").rename(tmp_path / "elsewhere")  # it carries its model along
-    code = "import app; print(len(app.page.fns), app.page.title)"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "space", env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and done.stdout.strip().endswith(" Birds"), done.stderr
 
-    demo("--model", "me/model", "--space", tmp_path / "of the hub")
-    assert "Studio.load('me/model')" in (tmp_path / "of the hub" / "app.py").read_text()
-    assert SpaceCard.load(tmp_path / "of the hub" / "README.md").data.models == ["me/model"]
+    (tmp_path / "model").rename(tmp_path / "elsewhere")  # it carries its model along
+    with served(space) as url:
+        client = gradio_client.Client(url, verbose=False, download_files=tmp_path / "drawn")
+        assert client.config["title"] == "Birds"
+        gallery, status = client.predict(2, 1.0, 3, "ddim", 5, 2, api_name="/sample")
+    assert status == "Done."
+    expected = last(studio.draw(studio.order(2, 1.0, 3, "ddim", seed=5, num_images=2)))
+    for shown, image in zip(gallery, expected, strict=True):
+        difference = np.asarray(Image.open(shown["image"]).convert("RGB"), int) - np.asarray(image, int)
+        assert np.abs(difference).max() <= 1
+
+
+def test_a_space_of_a_model_on_the_hub(tmp_path):
+    pytest.importorskip("gradio")
+    demo("--model", "me/model", "--space", tmp_path / "space")
+    assert "Studio.load('me/model')" in (tmp_path / "space" / "app.py").read_text()
+    assert SpaceCard.load(tmp_path / "space" / "README.md").data.models == ["me/model"]
 
 
 def test_what_has_no_page(hub, tmp_path):
