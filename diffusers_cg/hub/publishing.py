@@ -139,7 +139,8 @@ def _commit(
             for path, file in sorted(files.items())
         ]
         if subfolder is None:
-            operations += [CommitOperationDelete(path) for path in _outdated(api, repo_id, set(files))]
+            components = set(model.components) if isinstance(model, ClassifierGuidedPipeline) else set()
+            operations += [CommitOperationDelete(path) for path in _outdated(api, repo_id, set(files), components)]
         return api.create_commit(
             repo_id,
             operations,
@@ -163,8 +164,13 @@ def write_extras(
     grid = read_grid(extras.grid) if extras.grid is not None else draw_samples(model)
     if grid is not None:
         grid.save(staging / SAMPLES_FILE)
-    if card is None and (folder / CARD_FILE).is_file():
-        card = ModelCard.load(folder / CARD_FILE)
+    if (folder / CARD_FILE).is_file():
+        ours = ModelCard.load(folder / CARD_FILE)
+        if card is not None and card.text.strip() != ours.text.strip():
+            logger.warning(
+                f"The card of {repo_id} goes before {folder / CARD_FILE}, which stays here: edit it on the Hub."
+            )
+        card = card or ours
     evaluation = None
     if extras.report is not None or (folder / REPORT_FILE).is_file():
         evaluation = Evaluation.load(extras.report or folder)
@@ -320,11 +326,11 @@ def _card_of(api: HfApi, repo_id: str) -> ModelCard | None:
         return None
 
 
-def _outdated(api: HfApi, repo_id: str, files: set[str]) -> list[str]:
-    """Files of an earlier push that loading would still find: those beside the new ones, and our code."""
+def _outdated(api: HfApi, repo_id: str, files: set[str], components: set[str]) -> list[str]:
+    """Files of an earlier push that have no place now: beside the new ones, of a component left out, and our code."""
     there = set(api.list_repo_files(repo_id))
-    folders = {path.partition("/")[0] for path in files if "/" in path}
-    outdated = {path for path in there if path.partition("/")[0] in folders}
+    folders = components | {path.partition("/")[0] for path in files if "/" in path}
+    outdated = {path for path in there if "/" in path and path.partition("/")[0] in folders}
     if f"{CODE_MODULE}.py" in there:
         outdated |= {f"{CODE_MODULE}.py", CUSTOM_PIPELINE_FILE_NAME}
     return sorted(outdated - files)

@@ -147,11 +147,16 @@ def test_a_card_that_a_person_wrote_keeps_its_text(card, hub, tmp_path):
     assert of.data.pipeline_tag == "text-to-image" and of.data.library_name == "diffusers"
 
 
-def test_the_card_of_the_folder_counts_where_the_hub_has_none(card, tmp_path):
+def test_the_card_of_the_folder_counts_where_the_hub_has_none(card, tmp_path, caplog):
     save(tmp_path)
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     of = card()
     assert of.text.strip() == "# Mine" and of.data.license == "mit"
+    assert card().content == of.content
+    (tmp_path / "README.md").write_text("# Mine, later\n")
+    assert card().content == of.content
+    (said,) = [record.message for record in caplog.records if record.name.startswith("diffusers_cg")]
+    assert said == f"The card of me/model goes before {tmp_path / 'README.md'}, which stays here: edit it on the Hub."
 
 
 def test_a_picture_of_ones_own(card, hub, tmp_path):

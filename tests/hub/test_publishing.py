@@ -14,6 +14,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from hub_server import Failure
 from huggingface_hub import ModelCard
+from processes import run_function
 from typer.testing import CliRunner
 
 from diffusers_cg import (
@@ -89,17 +90,19 @@ def requests(hub, kind):
 # ------------------------------------------------------------------------------------------------------- round trips
 
 
-def test_published_from_one_process_and_loaded_in_another(hub, elsewhere):
+def _draw_from_the_hub(name, file):
+    os.environ.pop("HF_TOKEN", None)
+    np.save(file, draw(ClassifierGuidedDDIMPipeline.from_pretrained(name)))
+
+
+def test_published_from_one_process_and_loaded_in_another(hub, tmp_path):
     pipe = make_pipeline(ClassifierGuidedDDIMPipeline)
     pipe.push_to_hub("me/model")
     assert set(hub.files("me/model")) == FILES
     assert len(requests(hub, "POST /api/models/me/model/commit")) == 1
-    images = elsewhere(
-        "import torch\nfrom diffusers_cg import ClassifierGuidedDDIMPipeline\n"
-        "pipe = ClassifierGuidedDDIMPipeline.from_pretrained('me/model')\n"
-        f"images = pipe(**{DRAW}, generator=torch.manual_seed(0)).images"
-    )
-    assert np.array_equal(images, draw(pipe))
+    ended = run_function(_draw_from_the_hub, "me/model", tmp_path / "images.npy", log=tmp_path / "log")
+    assert ended.status == 0, ended.output
+    assert np.array_equal(np.load(tmp_path / "images.npy"), draw(pipe))
 
 
 @pytest.mark.parametrize(
@@ -169,13 +172,12 @@ def test_code_is_not_run_unasked(hub, push, folder):
 
 def test_a_later_push_leaves_nothing_of_the_earlier(hub, push, folder, tmp_path):
     push(folder, "me/model", "--with_code")
-    hub.put("me/model", {"notes.md": b"mine", "unet/diffusion_pytorch_model.bin": b"pickled"})
+    hub.put("me/model", {"notes.md": b"mine", "docs/unet.md": b"mine", "unet/diffusion_pytorch_model.bin": b"pickled"})
     make_pipeline(with_classifier=False).save_pretrained(tmp_path / "smaller")
     push(tmp_path / "smaller")
     kept = {path for path in FILES if not path.startswith("classifier")}
-    # the classifier is no part of the pipeline any more, but loading does not look there
-    assert kept | {"notes.md"} <= set(hub.files("me/model"))
-    assert not {"pipeline.py", "diffusers_cg_code.py", "unet/diffusion_pytorch_model.bin"} & set(hub.files("me/model"))
+    assert set(hub.files("me/model")) == kept | {"notes.md", "docs/unet.md"}
+    assert len(requests(hub, "POST /api/models/me/model/commit")) == 2
     assert ClassifierGuidedDDPMPipeline.from_pretrained("me/model").classifier is None
 
 
