@@ -113,8 +113,8 @@ def served(space):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # -S: no .pth files, and so no finder of an editable install
-    python = [sys.executable, "-S"]
+    # -S: no .pth files, and so no finder of an editable install; -u: what it says is not held back
+    python = [sys.executable, "-S", "-u"]
     settings = {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **settings, "PYTHONPATH": str(SITE_PACKAGES)}
     there = "import importlib.util; assert importlib.util.find_spec('diffusers_cg') is None"
