@@ -122,8 +122,10 @@ def draw(args: argparse.Namespace, folder: Path) -> np.ndarray:
         num_inference_steps=args.num_inference_steps,
         generator=torch.Generator().manual_seed(0),
     ).images
-    rng = np.random.default_rng(0)  # not drawn from: the crop is the middle
-    return np.stack([np.asarray(resize_and_crop(image, RESOLUTION, True, rng)) for image in images])[..., None] / 255
+    return (
+        np.stack([np.asarray(resize_and_crop(image, RESOLUTION, center_crop=True)) for image in images])[..., None]
+        / 255
+    )
 
 
 def format_tables(args: argparse.Namespace, results: dict[str, dict]) -> str:

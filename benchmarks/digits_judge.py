@@ -21,10 +21,9 @@ RESOLUTION = 16
 
 def real_digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Real digits as the models see them: `{"train": (images (N, 16, 16, 1) in [0, 1], labels (N,)), "test": ...}`."""
-    rng = np.random.default_rng(0)  # not drawn from: the crop is the middle
     splits = {}
     for name, (images, labels) in split_digits().items():
-        resized = [resize_and_crop(Image.fromarray(image), RESOLUTION, True, rng) for image in images]
+        resized = [resize_and_crop(Image.fromarray(image), RESOLUTION, center_crop=True) for image in images]
         splits[name] = (np.stack([np.asarray(image) for image in resized])[..., None] / 255.0, labels)
     return splits
 

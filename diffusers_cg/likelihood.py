@@ -163,12 +163,11 @@ def measure(
     channels, height, width = pipe.sample_shape
     if height != width:
         raise ValueError(f"Images are cropped to squares, but those of this model are {width}x{height}.")
-    unused = np.random.default_rng(0)  # the crop is the middle
     parts = []
     with tqdm(total=len(files) * len(diffusion.timesteps), desc="Bits per dimension", unit="term") as bar:
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
-            images = [resize_and_crop(load_image(file, channels), height, True, unused) for file in batch]
+            images = [resize_and_crop(load_image(file, channels), height, center_crop=True) for file in batch]
             labels = None
             if class_labels is not None:
                 labels = torch.tensor(class_labels[start : start + batch_size], device=unet.device)

@@ -126,8 +126,7 @@ class FeatureSettings:
 
 def pixel_features(images: Sequence[Image.Image], size: int) -> np.ndarray:
     """RGB values (B, 3 * size * size) float32 in [0, 1] of the middle square, scaled to `size` pixels a side."""
-    rng = np.random.default_rng(0)  # not drawn from: the crop is the middle
-    squares = [np.asarray(resize_and_crop(image, size, True, rng), dtype=np.float32) for image in images]
+    squares = [np.asarray(resize_and_crop(image, size, center_crop=True), dtype=np.float32) for image in images]
     return np.stack(squares).reshape(len(squares), -1) / 255
 
 
