@@ -28,8 +28,8 @@ import torch
 from digits_judge import RESOLUTION, DigitsJudge, real_digits
 
 from diffusers_cg import ClassifierGuidedDDIMPipeline
+from diffusers_cg.data.images import resize_and_crop
 from diffusers_cg.evaluation import feature_statistics, frechet_distance
-from diffusers_cg.image_files import resize_and_crop
 
 
 TRAINING = Path(__file__).parents[1] / "training"

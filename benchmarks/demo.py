@@ -18,7 +18,7 @@ from digits_judge import DigitsJudge
 from PIL import Image
 
 from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
-from diffusers_cg.image_grid import image_grid
+from diffusers_cg.data.grids import image_grid
 
 
 SCALES = (0.0, 1.0, 3.0, 10.0)

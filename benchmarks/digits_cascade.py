@@ -26,7 +26,7 @@ from diffusers_cg import (
     ClassifierGuidedSuperResolutionPipeline,
     NoisyClassifierModel,
 )
-from diffusers_cg.image_grid import image_grid
+from diffusers_cg.data.grids import image_grid
 
 
 STEPS = 25

@@ -1,64 +1,29 @@
-"""How a command fails: one sentence, exit status 2, no traceback."""
+"""What can be put right by whoever called: input that cannot be meant, and packages that are not installed."""
 
-import functools
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import ParamSpec
-
-from safetensors import SafetensorError
-
-from diffusers_cg.extras import MissingExtraError
-from diffusers_cg.hub.hub_errors import hub_sentence
+import importlib
+from types import ModuleType
 
 
-P = ParamSpec("P")
+class InputError(ValueError):
+    """Something that a user passed cannot be meant. One clear sentence: what was wrong, what was expected, what to do.
+
+    Raised at the border only: by a pipeline's call, by a constructor, where settings are parsed or files are opened.
+    """
 
 
-class UserError(Exception):
-    """Something that the person at the keyboard can put right. Its text is one clear sentence."""
+class MissingExtraError(ImportError):
+    """A package of one of our extras is not installed; the sentence says how to install it."""
 
 
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Turns a Python error, raised on what the user passed, into a [`UserError`]."""
+def import_extra(module: str, extra: str) -> ModuleType:
+    """Imports a module that comes with an extra of this package.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
     try:
-        yield
-    except (ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(str(error)) from error
-
-
-def command(main: Callable[P, None]) -> Callable[P, None]:
-    """Wraps a command's main function: user errors and those of the file system end it with exit status 2."""
-
-    @functools.wraps(main)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            main(*args, **kwargs)
-        except MissingExtraError as error:
-            sys.exit(_report(str(error)))
-        except UserError as error:
-            # from a process that loads images, it comes wrapped in that process's traceback
-            sys.exit(_report(str(error).rpartition("UserError: ")[2].strip()))
-        except OSError as error:
-            sys.exit(_report(hub_sentence(error) or file_sentence(error)))
-        except SafetensorError as error:  # met the full disk
-            sys.exit(_report(str(error)))
-        except Exception as error:
-            sentence = hub_sentence(error)
-            if sentence is None:
-                raise
-            sys.exit(_report(sentence))
-
-    return wrapped
-
-
-def file_sentence(error: OSError) -> str:
-    """What the file system has against a path."""
-    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-
-
-def _report(sentence: str) -> int:
-    sentence = " ".join(sentence.split()).rstrip(".")  # other libraries' take several lines
-    print(f"error: {sentence}.", file=sys.stderr, flush=True)
-    return 2
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"This needs the package {error.name}, which is not installed: run pip install 'diffusers-cg[{extra}]'."
+        ) from error

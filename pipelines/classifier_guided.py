@@ -13,6 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import CommitInfo
 
 from diffusers_cg.diffusion import resolve_timesteps
+from diffusers_cg.errors import InputError
 from diffusers_cg.guidance import ClassifierGuidance, Guidance
 from diffusers_cg.models import NoisyClassifierModel
 from diffusers_cg.models.adm_trunk import height_and_width
@@ -100,7 +101,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     def check_unet(self, unet: UNet2DModel) -> None:
         """Raises `ValueError` where the unet is of a kind that this pipeline has no use for."""
         if unet.config.get("low_res_channels"):
-            raise ValueError(
+            raise InputError(
                 "This unet is an upsampling one, which needs low-resolution images, but this pipeline generates from "
                 "noise alone: use ClassifierGuidedSuperResolutionPipeline."
             )
@@ -132,29 +133,29 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         if batch_size is not None and (
             isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
         ):
-            raise ValueError(f"`batch_size` must be a positive whole number, got {batch_size!r}.")
+            raise InputError(f"`batch_size` must be a positive whole number, got {batch_size!r}.")
         if class_labels is None:
             return None
 
         try:
             labels = torch.as_tensor(class_labels, device=self._execution_device)
         except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"`class_labels` must be whole numbers, got {class_labels!r}.") from None
+            raise InputError(f"`class_labels` must be whole numbers, got {class_labels!r}.") from None
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"`class_labels` must be whole numbers, got {labels.dtype}.")
+            raise InputError(f"`class_labels` must be whole numbers, got {labels.dtype}.")
         labels = labels.to(torch.int64)
         if labels.ndim == 0:
             labels = labels.expand(batch_size or 1)
         if labels.ndim != 1 or len(labels) == 0:
-            raise ValueError(
+            raise InputError(
                 f"`class_labels` must be one label or a flat list of them, got shape {tuple(labels.shape)}."
             )
         if batch_size is not None and len(labels) != batch_size:
-            raise ValueError(f"`class_labels` holds {len(labels)} labels for a batch of {batch_size}.")
+            raise InputError(f"`class_labels` holds {len(labels)} labels for a batch of {batch_size}.")
 
         num_classes = self.num_classes
         if num_classes is not None and not bool(((labels >= 0) & (labels < num_classes)).all()):
-            raise ValueError(f"`class_labels` must lie in 0..{num_classes - 1}, got {labels.tolist()}.")
+            raise InputError(f"`class_labels` must lie in 0..{num_classes - 1}, got {labels.tolist()}.")
         return labels
 
     @property
@@ -184,15 +185,15 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """
         class_names = self.class_names
         if class_names is None:
-            raise ValueError("The classes of this pipeline have no names: pass their numbers as `class_labels`.")
+            raise InputError("The classes of this pipeline have no names: pass their numbers as `class_labels`.")
         label_ids = []
         for name in [label] if isinstance(label, str) else label:
             found = [i for i, class_name in enumerate(class_names) if class_name == name]
             if not found:
                 nearest = get_close_matches(str(name), class_names, n=1, cutoff=0.0)[0]
-                raise ValueError(f"There is no class {name!r}; the nearest of the {len(class_names)} is {nearest!r}.")
+                raise InputError(f"There is no class {name!r}; the nearest of the {len(class_names)} is {nearest!r}.")
             if len(found) > 1:
-                raise ValueError(f"{name!r} is the name of classes {found}: pass the number of the one that you mean.")
+                raise InputError(f"{name!r} is the name of classes {found}: pass the number of the one that you mean.")
             label_ids += found
         return label_ids
 
@@ -207,15 +208,15 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         try:
             scale = torch.as_tensor(classifier_scale, dtype=torch.float32, device=self._execution_device)
         except (TypeError, ValueError, RuntimeError):
-            raise TypeError(
+            raise InputError(
                 f"`classifier_scale` must be a number or one per image, got {classifier_scale!r}."
             ) from None
         if scale.ndim > 1 or scale.numel() not in (1, batch_size):
-            raise ValueError(
+            raise InputError(
                 f"`classifier_scale` must be one number or one per image ({batch_size}), got shape {tuple(scale.shape)}."
             )
         if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
-            raise ValueError(f"`classifier_scale` must be finite and at least 0 (off), got {classifier_scale}.")
+            raise InputError(f"`classifier_scale` must be finite and at least 0 (off), got {classifier_scale}.")
         return scale.reshape(-1).expand(batch_size).reshape(batch_size, 1, 1, 1)
 
     def prepare_image(self, image: PipelineImageInput, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -245,17 +246,17 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         shape = (batch_size, *self.sample_shape)
         generators = generator if isinstance(generator, list) else [generator]
         if any(one is not None and not isinstance(one, torch.Generator) for one in generators):
-            raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
+            raise InputError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
         if latents is not None and not isinstance(latents, torch.Tensor):
-            raise TypeError(f"`latents` must be a torch.Tensor, got {type(latents).__name__}.")
+            raise InputError(f"`latents` must be a torch.Tensor, got {type(latents).__name__}.")
         if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
+            raise InputError(
                 f"`generator` is a list of {len(generator)} for a batch of {batch_size}: pass one per image."
             )
         if latents is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` must be of shape {shape}, got {tuple(latents.shape)}.")
+            raise InputError(f"`latents` must be of shape {shape}, got {tuple(latents.shape)}.")
         return latents.to(device=self._execution_device, dtype=torch.float32)
 
     def prepare_callback_tensor_inputs(
@@ -272,7 +273,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
-            raise ValueError(
+            raise InputError(
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {sorted(unknown)}."
             )
         return callback_on_step_end_tensor_inputs
@@ -297,7 +298,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """
         self.check_output_type(output_type)
         if num_inference_steps is not None and timesteps is not None:
-            raise ValueError("Pass either `num_inference_steps` or `timesteps`, not both.")
+            raise InputError("Pass either `num_inference_steps` or `timesteps`, not both.")
         if num_inference_steps is None:
             num_inference_steps = self.config[f"{self.sampler}_num_inference_steps"]
 
@@ -309,7 +310,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         scale = self.prepare_classifier_scale(classifier_scale, batch_size)
         guided = bool((scale > 0).any())
         if guided and not guidance_available:
-            raise ValueError("This pipeline has no classifier: pass `classifier_scale=0`, or load it with one.")
+            raise InputError("This pipeline has no classifier: pass `classifier_scale=0`, or load it with one.")
 
         conditional = self.unet.config.num_class_embeds is not None
         needed = None
@@ -318,7 +319,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         elif guided:
             needed = "guidance (`classifier_scale` above 0)"
         if labels is None and needed is not None:
-            raise ValueError(f"`class_labels` are missing: {needed} needs one per image.")
+            raise InputError(f"`class_labels` are missing: {needed} needs one per image.")
         if guided and guidance is None:
             guidance = ClassifierGuidance(self.classifier)
 
@@ -337,10 +338,10 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     def check_output_type(self, output_type: str) -> None:
         """Raises `ValueError` unless images of the model's channels can be returned as `output_type`."""
         if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
+            raise InputError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
         channels = self.unet.config.in_channels
         if output_type == "pil" and channels not in (1, 3, 4):
-            raise ValueError(f'PIL has no images of {channels} channels: pass `output_type="np"`, "pt" or "latent".')
+            raise InputError(f'PIL has no images of {channels} channels: pass `output_type="np"`, "pt" or "latent".')
 
     # ------------------------------------------------------------------------------------------------------- the Hub
 
@@ -414,7 +415,7 @@ def check_classifier(unet: UNet2DModel, classifier: NoisyClassifierModel | None)
         facts += [(f"name of class {label}", *pair) for label, pair in enumerate(zip(*names))]
     for name, of_unet, of_classifier in facts:
         if of_unet != of_classifier:
-            raise ValueError(
+            raise InputError(
                 f"Unet and classifier do not fit together: the {name} of the unet is {of_unet}, that of the classifier "
                 f"{of_classifier}."
             )

@@ -7,7 +7,8 @@ import torch
 from diffusers.image_processor import PipelineImageInput
 from PIL import Image
 
-from diffusers_cg.image_files import PIL_MODES
+from diffusers_cg.data.images import PIL_MODES
+from diffusers_cg.errors import InputError
 
 
 def images_to_tensor(image: PipelineImageInput, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -24,18 +25,18 @@ def images_to_tensor(image: PipelineImageInput, shape: tuple[int, int, int]) -> 
     """
     images = image if isinstance(image, list | tuple) else [image]
     if not images:
-        raise ValueError("`image` is an empty list: pass at least one image.")
+        raise InputError("`image` is an empty list: pass at least one image.")
     parts = [_to_tensor(one, shape) for one in images]
     for part in parts:
         if tuple(part.shape[1:]) != shape:
-            raise ValueError(
+            raise InputError(
                 f"`image` must be of shape {shape} (channels, height, width) each, got {tuple(part.shape[1:])}."
             )
     sample = torch.cat(parts)
     if len(sample) == 0:
-        raise ValueError("`image` is an empty batch: pass at least one image.")
+        raise InputError("`image` is an empty batch: pass at least one image.")
     if not bool(((sample >= 0) & (sample <= 1)).all()):
-        raise ValueError("`image` holds values that are not in [0, 1].")
+        raise InputError("`image` holds values that are not in [0, 1].")
     return 2 * sample - 1
 
 
@@ -44,7 +45,7 @@ def _to_tensor(image: Image.Image | np.ndarray | torch.Tensor, shape: Sequence[i
     if isinstance(image, Image.Image):
         mode = PIL_MODES.get(shape[0])
         if image.mode != mode:
-            raise ValueError(
+            raise InputError(
                 f"`image` is a PIL image in mode {image.mode}, but the model's images have {shape[0]} channels: pass "
                 + (f'image.convert("{mode}").' if mode else "an array or a tensor.")
             )
@@ -54,11 +55,11 @@ def _to_tensor(image: Image.Image | np.ndarray | torch.Tensor, shape: Sequence[i
     else:
         tensor = image if isinstance(image, torch.Tensor) else None
     if tensor is None:
-        raise TypeError(f"`image` must be PIL images, arrays or tensors, got {_kind(image)}.")
+        raise InputError(f"`image` must be PIL images, arrays or tensors, got {_kind(image)}.")
     if not tensor.is_floating_point():
-        raise TypeError(f"`image` must be floating point in [0, 1], got {tensor.dtype}: divide 8-bit values by 255.")
+        raise InputError(f"`image` must be floating point in [0, 1], got {tensor.dtype}: divide 8-bit values by 255.")
     if tensor.ndim not in (3, 4):
-        raise ValueError(
+        raise InputError(
             f"`image` must be one image or a batch, of 3 or 4 dimensions, got shape {tuple(tensor.shape)}."
         )
     if isinstance(image, np.ndarray):

@@ -10,6 +10,7 @@ from diffusers.image_processor import PipelineImageInput
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffusers_cg.diffusion import augment_low_res
+from diffusers_cg.errors import InputError
 from diffusers_cg.guidance import Guidance
 from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.models.adm_trunk import height_and_width
@@ -76,7 +77,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
     def check_unet(self, unet: ADMUNet2DModel) -> None:
         """Raises `ValueError` unless the unet is an upsampling one."""
         if not unet.config.get("low_res_channels"):
-            raise ValueError(
+            raise InputError(
                 "This unet generates from noise alone, but this pipeline upsamples: use ClassifierGuidedDDPMPipeline or "
                 "ClassifierGuidedDDIMPipeline, or a unet with `low_res_channels`."
             )
@@ -175,12 +176,12 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
 def check_low_res_size(low_res_size: int | Sequence[int] | None, sample_size: int | Sequence[int]) -> None:
     """Raises `ValueError` unless `low_res_size` is the size of an image no larger than `sample_size`."""
     if low_res_size is None:
-        raise ValueError(
+        raise InputError(
             "`low_res_size` is missing: pass height and width of the low-resolution images that the unet was trained on."
         )
     low, high = height_and_width(low_res_size), height_and_width(sample_size)
     if len(low) != 2 or not all(isinstance(a, int) and 1 <= a <= b for a, b in zip(low, high)):
-        raise ValueError(
+        raise InputError(
             f"`low_res_size` must be one side or two, up to those of the unet {high}, got {low_res_size}."
         )
 
@@ -188,4 +189,4 @@ def check_low_res_size(low_res_size: int | Sequence[int] | None, sample_size: in
 def check_level(name: str, level: float) -> None:
     """Raises `ValueError` unless the level of an augmentation is a finite number of at least 0."""
     if isinstance(level, bool) or not isinstance(level, int | float) or not (level >= 0 and math.isfinite(level)):
-        raise ValueError(f"`{name}` must be a finite number of at least 0 (off), got {level!r}.")
+        raise InputError(f"`{name}` must be a finite number of at least 0 (off), got {level!r}.")

@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffusers_cg.diffusion import GaussianDiffusion, scheduler_for_guided_noise, to_ddim_scheduler, to_ddpm_scheduler
+from diffusers_cg.errors import InputError
 
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -40,7 +41,7 @@ def scheduler_for_ancestral_steps(scheduler: SchedulerMixin, unet: UNet2DModel) 
     learned_variance = unet.config.out_channels == 2 * unet.config.in_channels
     scheduler = to_ddpm_scheduler(scheduler, learned_variance)
     if scheduler.config.variance_type == "learned_range" and not learned_variance:
-        raise ValueError(
+        raise InputError(
             f"The scheduler expects a learned variance, but the unet has {unet.config.out_channels} output channels "
             f"for {unet.config.in_channels} input channels: use variance_type='fixed_small' or 'fixed_large'."
         )
@@ -80,9 +81,9 @@ def scheduler_for_noise_steps(scheduler: SchedulerMixin) -> SchedulerMixin:
 def check_eta(eta: float, scheduler: SchedulerMixin) -> None:
     """Raises `ValueError` unless `eta` lies in [0, 1], and is 0 where the scheduler knows no such thing."""
     if not 0.0 <= eta <= 1.0:
-        raise ValueError(f"`eta` must lie in [0, 1], got {eta}.")
+        raise InputError(f"`eta` must lie in [0, 1], got {eta}.")
     if eta > 0 and not isinstance(scheduler, DDIMScheduler):
-        raise ValueError(f"`eta` needs a DDIMScheduler, but this pipeline's is a {type(scheduler).__name__}.")
+        raise InputError(f"`eta` needs a DDIMScheduler, but this pipeline's is a {type(scheduler).__name__}.")
 
 
 def noise_step(scheduler: SchedulerMixin, timesteps: Sequence[int], generator: Generators, eta: float) -> Step:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from diffusers_cg.diffusion import LossSecondMomentSampler, UniformSampler
-from diffusers_cg.errors import UserError, user_errors
+from diffusers_cg.errors import InputError
 from diffusers_cg.hub.publishing import check_repo_id
 
 
@@ -274,11 +274,11 @@ def trunk_arguments(args: argparse.Namespace) -> dict:
     """The architecture that the flags describe, as arguments of both models.
 
     Raises:
-        UserError: if the paper has no channel multipliers for the resolution and none are given.
+        InputError: if the paper has no channel multipliers for the resolution and none are given.
     """
     multipliers = args.channel_multipliers or CHANNEL_MULTIPLIERS.get(args.resolution)
     if multipliers is None:
-        raise UserError(
+        raise InputError(
             f"There is no customary architecture for --resolution {args.resolution}: pass --channel_multipliers, one "
             "number per level (the image is halved between levels)."
         )
@@ -314,7 +314,7 @@ def accumulation_steps(args: argparse.Namespace, num_processes: int) -> int:
     """Batches of each process per optimizer step.
 
     Raises:
-        UserError: if `--total_batch_size` is no multiple of what the processes take at once, or contradicts
+        InputError: if `--total_batch_size` is no multiple of what the processes take at once, or contradicts
             `--gradient_accumulation_steps`.
     """
     total, given = args.total_batch_size, args.gradient_accumulation_steps
@@ -323,11 +323,11 @@ def accumulation_steps(args: argparse.Namespace, num_processes: int) -> int:
     at_once = args.train_batch_size * num_processes
     where = f"--train_batch_size {args.train_batch_size} on {num_processes} {'process' if num_processes == 1 else 'processes'}"
     if total % at_once:
-        raise UserError(
+        raise InputError(
             f"--total_batch_size {total} is no multiple of {at_once}, the images of {where}: choose a batch size that divides it."
         )
     if given is not None and given * at_once != total:
-        raise UserError(
+        raise InputError(
             f"--total_batch_size {total} takes {total // at_once} batches of {where}, not --gradient_accumulation_steps "
             f"{given}: leave one of the two out."
         )
@@ -340,10 +340,9 @@ def resumed_settings(args: argparse.Namespace) -> dict:
 
 
 def check_training_arguments(args: argparse.Namespace) -> None:
-    """Raises `UserError` where a number cannot be meant, or a name on the Hub."""
+    """Raises `InputError` where a number cannot be meant, or a name on the Hub."""
     if args.push_to_hub:
-        with user_errors():
-            check_repo_id(args.hub_model_id or "")
+        check_repo_id(args.hub_model_id or "")
     positive = (
         "resolution",
         "train_batch_size",
@@ -361,7 +360,7 @@ def check_training_arguments(args: argparse.Namespace) -> None:
     for name in positive:
         value = getattr(args, name)
         if value is not None and not value > 0:
-            raise UserError(f"--{name} must be greater than 0, got {value}.")
+            raise InputError(f"--{name} must be greater than 0, got {value}.")
     at_least_0 = (
         "save_images_epochs",
         "checkpointing_steps",
@@ -372,11 +371,11 @@ def check_training_arguments(args: argparse.Namespace) -> None:
     )
     for name in at_least_0:
         if not getattr(args, name) >= 0:
-            raise UserError(f"--{name} must be at least 0, got {getattr(args, name)}.")
+            raise InputError(f"--{name} must be at least 0, got {getattr(args, name)}.")
     if args.lr_warmup_steps and args.lr_scheduler == "constant":
-        raise UserError("--lr_scheduler constant knows no --lr_warmup_steps: pass constant_with_warmup.")
+        raise InputError("--lr_scheduler constant knows no --lr_warmup_steps: pass constant_with_warmup.")
     if not 0 <= args.dropout < 1:
-        raise UserError(f"--dropout must lie in [0, 1), got {args.dropout}.")
+        raise InputError(f"--dropout must lie in [0, 1), got {args.dropout}.")
     for decay in args.ema_max_decay:
         if not 0 <= decay < 1:
-            raise UserError(f"--ema_max_decay must lie in [0, 1), got {decay}.")
+            raise InputError(f"--ema_max_decay must lie in [0, 1), got {decay}.")

@@ -18,9 +18,10 @@ from diffusers_cg import (
     ClassifierGuidedSuperResolutionPipeline,
     NoisyClassifierModel,
 )
-from diffusers_cg.errors import UserError, command, user_errors
-from diffusers_cg.files import atomic_directory
-from diffusers_cg.hub.conversion import DTYPES
+from diffusers_cg.cli.command import command
+from diffusers_cg.data.files import atomic_directory
+from diffusers_cg.errors import InputError
+from diffusers_cg.pipelines.conversion import DTYPES
 from diffusers_cg.training.run_facts import assembled_facts, write_facts
 
 
@@ -49,38 +50,37 @@ def main(args: argparse.Namespace) -> None:
     dtype = DTYPES[args.dtype]
     for flag, folder in (("unet", args.unet), ("unconditional_unet", args.unconditional_unet)):
         if folder is not None and not (folder / "unet" / "config.json").is_file():
-            raise UserError(
+            raise InputError(
                 f"--{flag} {folder} is not an output folder of train_unet.py (it has no unet/config.json)."
             )
     if args.classifier is not None and not (args.classifier / "config.json").is_file():
-        raise UserError(
+        raise InputError(
             f"--classifier {args.classifier} is not an output folder of train_classifier.py (it has no config.json)."
         )
-    with user_errors():
-        unet = ADMUNet2DModel.from_pretrained(args.unet, subfolder="unet", torch_dtype=dtype)
-        classifier = None
-        if args.classifier is not None:
-            classifier = NoisyClassifierModel.from_pretrained(args.classifier, torch_dtype=dtype)
-        pipeline_class, facts = ClassifierGuidedDDPMPipeline, {}
-        if unet.config.low_res_channels:
-            pipeline_class = ClassifierGuidedSuperResolutionPipeline
-            facts["low_res_size"] = pipeline_class.load_config(args.unet).get("low_res_size")
-        pipe = pipeline_class(
-            unet,
-            DDPMScheduler.from_pretrained(args.unet, subfolder="scheduler"),
-            classifier,
-            ddpm_num_inference_steps=args.ddpm_num_inference_steps,
-            ddpm_classifier_scale=args.ddpm_classifier_scale,
-            ddim_num_inference_steps=args.ddim_num_inference_steps,
-            ddim_classifier_scale=args.ddim_classifier_scale,
-            **facts,
-        )
-        networks = {
-            "unet": (args.unet, "unet"),
-            "classifier": (args.classifier, "classifier"),
-            "unet_unconditional": (args.unconditional_unet, "unet"),
-        }
-        runs = assembled_facts({name: where for name, where in networks.items() if where[0] is not None})
+    unet = ADMUNet2DModel.from_pretrained(args.unet, subfolder="unet", torch_dtype=dtype)
+    classifier = None
+    if args.classifier is not None:
+        classifier = NoisyClassifierModel.from_pretrained(args.classifier, torch_dtype=dtype)
+    pipeline_class, facts = ClassifierGuidedDDPMPipeline, {}
+    if unet.config.low_res_channels:
+        pipeline_class = ClassifierGuidedSuperResolutionPipeline
+        facts["low_res_size"] = pipeline_class.load_config(args.unet).get("low_res_size")
+    pipe = pipeline_class(
+        unet,
+        DDPMScheduler.from_pretrained(args.unet, subfolder="scheduler"),
+        classifier,
+        ddpm_num_inference_steps=args.ddpm_num_inference_steps,
+        ddpm_classifier_scale=args.ddpm_classifier_scale,
+        ddim_num_inference_steps=args.ddim_num_inference_steps,
+        ddim_classifier_scale=args.ddim_classifier_scale,
+        **facts,
+    )
+    networks = {
+        "unet": (args.unet, "unet"),
+        "classifier": (args.classifier, "classifier"),
+        "unet_unconditional": (args.unconditional_unet, "unet"),
+    }
+    runs = assembled_facts({name: where for name, where in networks.items() if where[0] is not None})
     with atomic_directory(args.output_dir, replaces="model_index.json") as directory:
         pipe.save_pretrained(directory)
         if args.unconditional_unet is not None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from diffusers_cg.errors import UserError
-from diffusers_cg.files import atomic_directory, partial_path
+from diffusers_cg.data.files import atomic_directory, partial_path
+from diffusers_cg.errors import InputError
 
 
 STATE_FILE = "training_state.json"
@@ -48,7 +48,7 @@ class Checkpoints:
         """Writes `checkpoint-STEP` whole, then removes those beyond the limit. All processes call it.
 
         Raises:
-            UserError: if it cannot be written; earlier checkpoints are as they were.
+            InputError: if it cannot be written; earlier checkpoints are as they were.
         """
         directory = self.output_dir / f"checkpoint-{step}"
         is_main = self.accelerator.is_main_process
@@ -60,7 +60,7 @@ class Checkpoints:
                     (partial / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
                 self.accelerator.wait_for_everyone()
         except Exception as error:  # of whatever library met the full disk
-            raise UserError(f"Checkpoint {directory} could not be written ({error}); {self.last_good()}.") from error
+            raise InputError(f"Checkpoint {directory} could not be written ({error}); {self.last_good()}.") from error
         if is_main and self.total_limit:
             for old in self.folders()[: -self.total_limit]:
                 shutil.rmtree(old)
@@ -70,7 +70,7 @@ class Checkpoints:
         """Loads the checkpoint at a path, or the `"latest"`, and returns the state that was saved with it.
 
         Raises:
-            UserError: if there is none, or it belongs to a model or a training of other settings.
+            InputError: if there is none, or it belongs to a model or a training of other settings.
         """
         directory = self._find(wanted)
         state = json.loads((directory / STATE_FILE).read_text())
@@ -83,7 +83,7 @@ class Checkpoints:
         )
         if differing:
             stated = ", ".join(f"{n}={state['model_config'].get(n)} (now {model_config.get(n)})" for n in differing)
-            raise UserError(f"{directory} is a checkpoint of another architecture: {stated}.")
+            raise InputError(f"{directory} is a checkpoint of another architecture: {stated}.")
         then = {**settings, **state["settings"]}
         changed = [
             f"{name}={reprlib.repr(then[name])}, now it is {reprlib.repr(now)}"
@@ -91,7 +91,7 @@ class Checkpoints:
             if then[name] != now
         ]
         if changed:
-            raise UserError(f"{directory} was trained with {'; '.join(changed)}: the two cannot be joined.")
+            raise InputError(f"{directory} was trained with {'; '.join(changed)}: the two cannot be joined.")
         self.accelerator.load_state(str(directory))
         self.accelerator.print(f"Resumed from {directory} at step {state['global_step']}.")
         return state
@@ -99,9 +99,11 @@ class Checkpoints:
     def _find(self, wanted: str) -> Path:
         if wanted != "latest":
             if not (Path(wanted) / STATE_FILE).is_file():
-                raise UserError(f"{wanted} is not a checkpoint of this script (it has no {STATE_FILE}).")
+                raise InputError(f"{wanted} is not a checkpoint of this script (it has no {STATE_FILE}).")
             return Path(wanted)
         folders = self.folders()
         if not folders:
-            raise UserError(f"{self.output_dir} holds no checkpoint to resume from: leave the flag out to start anew.")
+            raise InputError(
+                f"{self.output_dir} holds no checkpoint to resume from: leave the flag out to start anew."
+            )
         return folders[-1]

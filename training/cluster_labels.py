@@ -29,12 +29,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from diffusers_cg.errors import UserError, command
-from diffusers_cg.extras import import_extra
-from diffusers_cg.files import atomic_directory
-from diffusers_cg.image_files import list_files, load_image, resize_and_crop
-from diffusers_cg.image_grid import image_grid
-from diffusers_cg.training.sources import readable_images
+from diffusers_cg.cli.command import command
+from diffusers_cg.data.files import atomic_directory
+from diffusers_cg.data.grids import image_grid
+from diffusers_cg.data.images import list_files, load_image, resize_and_crop
+from diffusers_cg.data.sources import readable_images
+from diffusers_cg.errors import InputError, import_extra
 
 
 CLUSTERS_FILE = "clusters.json"
@@ -141,7 +141,7 @@ class ModelFeatures:
         pooling (`str`): `"mean"` over all positions, or `"cls"`, the first one.
 
     Raises:
-        UserError: if the model cannot be loaded, or takes no images.
+        InputError: if the model cannot be loaded, or takes no images.
     """
 
     def __init__(self, model: str, pooling: str):
@@ -154,13 +154,13 @@ class ModelFeatures:
             network = transformers.AutoModel.from_pretrained(model)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(
+            raise InputError(
                 f"--model {model} is no vision model of transformers that can be loaded here ({reason.rstrip('.')}): "
                 "pass an id on the Hub, a folder with config.json and preprocessor_config.json, or --features pixels."
             ) from error
         network = getattr(network, "vision_model", network)
         if network.main_input_name != "pixel_values":
-            raise UserError(f"--model {model} takes {network.main_input_name}, not images: pass a vision model.")
+            raise InputError(f"--model {model} takes {network.main_input_name}, not images: pass a vision model.")
         self.network = network.to(self.device).eval()
 
     @torch.no_grad()
@@ -207,7 +207,7 @@ def find_centers(features: np.ndarray, num_clusters: int, seed: int = 0) -> np.n
     The best of several starts (k-means++), by all images at once or, of more than 20,000, by parts of them.
 
     Raises:
-        UserError: if a cluster stays empty, since too few images differ.
+        InputError: if a cluster stays empty, since too few images differ.
     """
     cluster = import_extra("sklearn.cluster", "cluster")
     settings = {"n_clusters": num_clusters, "n_init": NUM_RESTARTS, "random_state": seed}
@@ -221,7 +221,7 @@ def find_centers(features: np.ndarray, num_clusters: int, seed: int = 0) -> np.n
     sizes = np.bincount(nearest_centers(features, centers)[0], minlength=num_clusters)
     filled = np.count_nonzero(sizes)
     if filled < num_clusters:
-        raise UserError(
+        raise InputError(
             f"Only {filled} of {num_clusters} clusters hold images, the {len(features)} images do not differ enough: "
             f"pass --num_clusters {filled} or fewer."
         )
@@ -238,10 +238,10 @@ def load_clusters(directory: Path) -> tuple[FeatureSettings, np.ndarray]:
     """The features and centres of an earlier run.
 
     Raises:
-        UserError: if the folder is none that this script wrote.
+        InputError: if the folder is none that this script wrote.
     """
     if not all((directory / name).is_file() for name in (CLUSTERS_FILE, CENTERS_FILE)):
-        raise UserError(
+        raise InputError(
             f"{directory} is no output folder of cluster_labels.py (it lacks {CLUSTERS_FILE} or {CENTERS_FILE})."
         )
     settings = json.loads((directory / CLUSTERS_FILE).read_text())["settings"]
@@ -288,16 +288,16 @@ def contact_sheet(
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Raises `UserError` where a number cannot be meant, or one folder lies in the other."""
+    """Raises `InputError` where a number cannot be meant, or one folder lies in the other."""
     for name, least in (("num_clusters", 2), ("pixels_size", 1), ("batch_size", 1), ("dataloader_num_workers", 0)):
         value = getattr(args, name)
         if value is not None and value < least:
-            raise UserError(f"--{name} must be at least {least}, got {value}.")
+            raise InputError(f"--{name} must be at least {least}, got {value}.")
     if not args.image_dir.is_dir():
-        raise UserError(f"There is no folder {args.image_dir}: pass a folder of images as --image_dir.")
+        raise InputError(f"There is no folder {args.image_dir}: pass a folder of images as --image_dir.")
     source, target = args.image_dir.resolve(), args.output_dir.resolve()
     if source == target or source in target.parents or target in source.parents:
-        raise UserError(
+        raise InputError(
             f"--image_dir {args.image_dir} and --output_dir {args.output_dir} lie one in the other: write elsewhere."
         )
 
@@ -313,13 +313,13 @@ def main(args: argparse.Namespace) -> None:
     files = list_files(args.image_dir)
     num_clusters = args.num_clusters if centers is None else len(centers)
     if not files or (centers is None and len(files) < num_clusters):
-        raise UserError(
+        raise InputError(
             f"{args.image_dir} holds {len(files)} files, too few for {num_clusters} clusters: pass more images or "
             "fewer clusters."
         )
     files = readable_images(files, args.skip_bad_images)
     if not files or (centers is None and len(files) < num_clusters):
-        raise UserError(
+        raise InputError(
             f"{args.image_dir} holds {len(files)} images that can be read, too few for {num_clusters} clusters."
         )
 
@@ -327,7 +327,7 @@ def main(args: argparse.Namespace) -> None:
     if centers is None:
         centers = find_centers(features, num_clusters, args.seed)
     elif centers.shape[1] != features.shape[1]:
-        raise UserError(
+        raise InputError(
             f"The centres of {args.clusters_from} are {centers.shape[1]} wide, the features of these images "
             f"{features.shape[1]}: the model is no longer the one of that run."
         )

@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-from diffusers_cg.errors import UserError
-from diffusers_cg.image_files import load_image, resize_and_crop, to_tensor
-from diffusers_cg.training.sources import Row, encoded_image, is_streamed, reading, row_name
+from diffusers_cg.data.images import load_image, resize_and_crop, to_tensor
+from diffusers_cg.data.sources import Row, encoded_image, is_streamed, reading, row_name
+from diffusers_cg.errors import InputError
 
 
 if TYPE_CHECKING:
@@ -96,28 +96,28 @@ class TrainingImages(torch.utils.data.Dataset):
             also `bad_images`: whether another image had to stand in.
 
         Raises:
-            UserError: if an image cannot be read and bad ones are not skipped, or all of the rows are bad; or if the
+            InputError: if an image cannot be read and bad ones are not skipped, or all of the rows are bad; or if the
                 label is not one of the classes'.
         """
         is_bad = False
         for number, row in rows:
             try:
                 image = load_image(encoded_image(row), self.channels, row_name(row, number))
-            except UserError as error:
+            except InputError as error:
                 fault = str(error)
                 if not self.skip_bad_images:
-                    raise UserError(f"{fault} Pass --skip_bad_images to train without such images.") from error
+                    raise InputError(f"{fault} Pass --skip_bad_images to train without such images.") from error
                 warnings.warn(fault, stacklevel=2)
                 is_bad = True
             else:
                 item = self._preprocess(image, self._label(row, number), draw)
                 return {**item, "bad_images": is_bad} if self.skip_bad_images else item
-        raise UserError(f"None of {SPARE_IMAGES + 1} images in a row can be read; the last: {fault}")
+        raise InputError(f"None of {SPARE_IMAGES + 1} images in a row can be read; the last: {fault}")
 
     def _label(self, row: Row, number: int) -> int:
         label, num_classes = row["label"], len(self.class_names)
         if label is None or not 0 <= label < num_classes:
-            raise UserError(f"{row_name(row, number)} has the label {label}, which is none of 0..{num_classes - 1}.")
+            raise InputError(f"{row_name(row, number)} has the label {label}, which is none of 0..{num_classes - 1}.")
         return label
 
     def _preprocess(self, image: Image.Image, label: int, draw: int) -> dict[str, torch.Tensor | int]:
@@ -195,7 +195,7 @@ class ImageStream(torch.utils.data.IterableDataset):
                     draw += 1
             length = draw - epoch_begin
             if length == 0:
-                raise UserError("The stream holds no images.")
+                raise InputError("The stream holds no images.")
             if not self.endless:
                 return
             whole_epochs = max(self.first_draw - draw, 0) // length

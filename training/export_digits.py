@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffusers_cg.errors import command
-from diffusers_cg.extras import import_extra
-from diffusers_cg.files import atomic_directory
+from diffusers_cg.cli.command import command
+from diffusers_cg.data.files import atomic_directory
+from diffusers_cg.errors import import_extra
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

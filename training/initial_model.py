@@ -5,7 +5,7 @@ import argparse
 from accelerate import Accelerator
 
 from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
-from diffusers_cg.errors import UserError
+from diffusers_cg.errors import InputError
 from diffusers_cg.models.fine_tuning import load_pretrained, load_weights, scaled_attention_resolutions
 
 
@@ -37,14 +37,14 @@ def take_architecture(
 
     Raises:
         ValueError: if it cannot be loaded, or its levels do not divide the resolution.
-        UserError: if its images are not square.
+        InputError: if its images are not square.
     """
     if args.init_from is None:
         return None
     pretrained = load_pretrained(model_class, args.init_from)
     config = pretrained.config
     if not isinstance(config.sample_size, int):
-        raise UserError(
+        raise InputError(
             f"--init_from {args.init_from} is for images of {config.sample_size}, these scripts take squares."
         )
     for flag, name in FLAGS.items():

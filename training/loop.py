@@ -18,8 +18,8 @@ from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
 
-from diffusers_cg.errors import UserError, user_errors
-from diffusers_cg.files import atomic_update
+from diffusers_cg.data.files import atomic_update
+from diffusers_cg.errors import InputError
 from diffusers_cg.hub.publishing import push_folder
 from diffusers_cg.training.arguments import TIMESTEP_SAMPLERS, accumulation_steps, resumed_settings
 from diffusers_cg.training.averages import WeightAverages
@@ -41,26 +41,27 @@ LossFunction = Callable[
 def make_accelerator(args: argparse.Namespace) -> Accelerator:
     """Accelerate, set up as the flags say, with the output folder made and the seed set."""
     log_with = None if args.logger == "none" else args.logger
-    with user_errors():
-        accelerator = Accelerator(
-            mixed_precision=args.mixed_precision,
-            log_with=log_with,
-            # every process reads a stream, and decodes its own share
-            dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
-            project_config=ProjectConfiguration(
-                project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir)
-            ),
-        )
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        log_with=log_with,
+        # every process reads a stream, and decodes its own share
+        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+        project_config=ProjectConfiguration(
+            project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir)
+        ),
+    )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("--mixed_precision fp16 needs a GPU: on a CPU pass bf16, or no.")  # Accelerate would ignore it
+        raise InputError(
+            "--mixed_precision fp16 needs a GPU: on a CPU pass bf16, or no."
+        )  # Accelerate would ignore it
     if args.use_ema and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise UserError(
+        raise InputError(
             f"--use_ema averages whole weights, which {accelerator.distributed_type.value} may split: pass --no-use_ema."
         )
     # not the constructor's argument, which a setting of `accelerate launch` overrides
     accelerator.gradient_accumulation_steps = accumulation_steps(args, accelerator.num_processes)
     if log_with is not None and not accelerator.log_with:
-        raise UserError(f"--logger {args.logger} is not installed: install it, or pass --logger none.")
+        raise InputError(f"--logger {args.logger} is not installed: install it, or pass --logger none.")
     args.output_dir.mkdir(parents=True, exist_ok=True)
     set_seed(args.seed)
     return accelerator
@@ -112,7 +113,7 @@ class TrainingLoop:
         elif args.max_train_steps is not None:
             self.steps_per_epoch = args.max_train_steps
         else:
-            raise UserError("The length of a stream is not known: pass --max_train_steps, or --images_per_epoch.")
+            raise InputError("The length of a stream is not known: pass --max_train_steps, or --images_per_epoch.")
         self.max_train_steps = args.max_train_steps or args.num_epochs * self.steps_per_epoch
         self.num_bad_images = 0
         self.global_step = 0
@@ -140,14 +141,13 @@ class TrainingLoop:
             weight_decay=args.adam_weight_decay,
             eps=args.adam_epsilon,
         )
-        with user_errors():
-            # Accelerate steps the schedule once per process
-            lr_scheduler = get_scheduler(
-                args.lr_scheduler,
-                optimizer=optimizer,
-                num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
-                num_training_steps=self.max_train_steps * accelerator.num_processes,
-            )
+        # Accelerate steps the schedule once per process
+        lr_scheduler = get_scheduler(
+            args.lr_scheduler,
+            optimizer=optimizer,
+            num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
+            num_training_steps=self.max_train_steps * accelerator.num_processes,
+        )
         self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(model, optimizer, lr_scheduler)
 
     # ------------------------------------------------------------------------------------------------- checkpoints
@@ -176,7 +176,7 @@ class TrainingLoop:
         """Loads the checkpoint that `--resume_from_checkpoint` names.
 
         Raises:
-            UserError: if there is none, or it belongs to another model or another training.
+            InputError: if there is none, or it belongs to another model or another training.
         """
         state = self.checkpoints.load(self.args.resume_from_checkpoint, self.model_config, self._settings())
         self.global_step = state["global_step"]
@@ -220,7 +220,7 @@ class TrainingLoop:
                     **({"skipped": self.skipped_steps} if self.skipped_steps else {}),
                 )
                 if self.skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
-                    raise UserError(
+                    raise InputError(
                         f"Stopped at step {self.global_step}: the loss or the gradient of {MAX_SKIPPED_IN_A_ROW} steps in "
                         f"a row was not finite, so try a lower --learning_rate or --mixed_precision no; "
                         f"{self.checkpoints.last_good()}."
@@ -246,8 +246,7 @@ class TrainingLoop:
         else:
             self._save_result()
             if args.push_to_hub and accelerator.is_main_process:
-                with user_errors():
-                    commit = push_folder(args.output_dir, args.hub_model_id, args.hub_private_repo or None)
+                commit = push_folder(args.output_dir, args.hub_model_id, args.hub_private_repo or None)
                 accelerator.print(f"Published {commit.commit_url}.")
         accelerator.end_training()
 
@@ -353,7 +352,7 @@ class TrainingLoop:
                     model.save_pretrained(directory / f"{self.name}_ema_{decay}")
                 write_facts(directory, {self.name: self._facts()})
         except Exception as error:  # of whatever library met the full disk
-            raise UserError(
+            raise InputError(
                 f"The result could not be written to {self.args.output_dir} ({error}); {self.checkpoints.last_good()}."
             ) from error
         self.accelerator.print(f"Saved {self.args.output_dir}.")

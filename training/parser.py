@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from diffusers_cg.errors import UserError
+from diffusers_cg.errors import InputError
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -64,7 +64,7 @@ class RecipeParser(argparse.ArgumentParser):
         config = first.parse_known_args(argv)[0].config
         try:
             words = [] if config is None else self._recipe_words(config)
-        except UserError as error:
+        except InputError as error:
             self.exit(2, f"error: {error}\n")
         args = super().parse_args([*words, *argv], namespace)
         blank = argparse.Namespace(**{action.dest: NOT_GIVEN for action in self._actions})
@@ -77,7 +77,7 @@ class RecipeParser(argparse.ArgumentParser):
         """The recipe as words of a command line.
 
         Raises:
-            UserError: if the file is missing or no recipe, or sets what this script has not, or to what cannot be.
+            InputError: if the file is missing or no recipe, or sets what this script has not, or to what cannot be.
         """
         flags = {action.dest: action for action in self._actions if action.dest not in ("help", "config")}
         words = []
@@ -85,7 +85,7 @@ class RecipeParser(argparse.ArgumentParser):
             if name not in flags:
                 nearest = difflib.get_close_matches(name, [*flags, BASE], n=1)
                 hint = f"the nearest is {nearest[0]}" if nearest else "--help lists them"
-                raise UserError(f"{path}: {Path(self.prog).name} has no setting {name!r}; {hint}.")
+                raise InputError(f"{path}: {Path(self.prog).name} has no setting {name!r}; {hint}.")
             if value not in UNSET:
                 words += self._flag_words(path, flags[name], value)
         return words
@@ -94,18 +94,18 @@ class RecipeParser(argparse.ArgumentParser):
         name = action.option_strings[0]
         if action.nargs == 0:
             if value not in ("true", "false"):
-                raise UserError(f"{path}: {action.dest} must be true or false, got {value!r}.")
+                raise InputError(f"{path}: {action.dest} must be true or false, got {value!r}.")
             negative = [option for option in action.option_strings if option.startswith("--no-")]
             return [name] if value == "true" else negative
         takes_several = action.nargs in ("+", "*")
         values = value if takes_several and isinstance(value, list) else [value]
         if not all(isinstance(one, str) for one in values):
             wanted = "one value or a list of them" if takes_several else "one value"
-            raise UserError(f"{path}: {action.dest} must be {wanted}, got {value!r}.")
+            raise InputError(f"{path}: {action.dest} must be {wanted}, got {value!r}.")
         try:
             self._get_values(action, values)
         except argparse.ArgumentError as error:
-            raise UserError(f"{path}: {action.dest} has an {error.message}.") from error
+            raise InputError(f"{path}: {action.dest} has an {error.message}.") from error
         return [name, *values] if takes_several else [f"{name}={values[0]}"]
 
 
@@ -113,7 +113,7 @@ def find_recipe(config: str, beside: Path = Path()) -> Path:
     """The file of a recipe named by its path (from the folder `beside`) or by a bare name.
 
     Raises:
-        UserError: if there is none.
+        InputError: if there is none.
     """
     path = beside / config
     if path.is_file():
@@ -123,7 +123,7 @@ def find_recipe(config: str, beside: Path = Path()) -> Path:
         return installed
     nearest = difflib.get_close_matches(Path(config).stem, installed_recipes(), n=1)
     hint = f"did you mean {nearest[0]}? " if nearest else ""
-    raise UserError(
+    raise InputError(
         f"There is no recipe {config}: {hint}Name a YAML file, or one that comes with the package "
         f"({', '.join(installed_recipes())})."
     )
@@ -133,17 +133,17 @@ def read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, tuple[Any,
     """The settings of a file and its bases: by name the value, a string as typed or a list of them, and its file.
 
     Raises:
-        UserError: if a file is missing, is no YAML, or holds anything but settings.
+        InputError: if a file is missing, is no YAML, or holds anything but settings.
     """
     if path in seen:
-        raise UserError(f"{path} is its own {BASE}: {' -> '.join(map(str, (*seen, path)))}.")
+        raise InputError(f"{path} is its own {BASE}: {' -> '.join(map(str, (*seen, path)))}.")
     try:
         # every scalar stays a string: 1e-4, no and 007 mean what they mean on a command line
         settings = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}).") from error
+        raise InputError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(settings, dict):
-        raise UserError(f"{path} is no recipe: it must hold lines like `train_batch_size: 32`.")
+        raise InputError(f"{path} is no recipe: it must hold lines like `train_batch_size: 32`.")
     base = settings.pop(BASE, None)
     inherited = {} if base is None else read_recipe(find_recipe(str(base), path.parent), (*seen, path))
     return inherited | {name: (value, path) for name, value in settings.items()}

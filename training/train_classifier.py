@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
+from diffusers_cg.cli.command import command
+from diffusers_cg.data.sources import checked_images, is_streamed, load_image_folder, load_training_dataset
 from diffusers_cg.diffusion import UniformSampler
-from diffusers_cg.errors import UserError, command, user_errors
-from diffusers_cg.extras import import_extra
+from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.training.arguments import (
     add_data_arguments,
     add_training_arguments,
@@ -35,7 +36,6 @@ from diffusers_cg.training.draws import draw_timesteps_and_noise
 from diffusers_cg.training.initial_model import start_from, take_architecture
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 from diffusers_cg.training.parser import RecipeParser
-from diffusers_cg.training.sources import checked_images, is_streamed, load_image_folder, load_training_dataset
 
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def checked_splits(
     """Of the training dataset, the images to train on, and those to validate on (None if there are to be none).
 
     Raises:
-        UserError: if the classes of the two differ, or the fraction leaves one of them empty.
+        InputError: if the classes of the two differ, or the fraction leaves one of them empty.
     """
     validation = None
     if args.validation_data_dir is not None:
@@ -90,19 +90,19 @@ def checked_splits(
     if validation is not None:
         if validation.features["label"] != dataset.features["label"]:
             where = args.validation_data_dir or f"Split {args.validation_split}"
-            raise UserError(f"{where} and the training images do not hold the same classes.")
+            raise InputError(f"{where} and the training images do not hold the same classes.")
         return checked_images(dataset, args), checked_images(validation, args)
     train = checked_images(dataset, args)
     if args.validation_fraction == 0:
         return train, None
     if is_streamed(train):
-        raise UserError(
+        raise InputError(
             "Of a stream no fraction can be held out: pass --validation_split or --validation_data_dir, or "
             "--validation_fraction 0 to measure no accuracy."
         )
     held_out = int(args.validation_fraction * len(train)) if 0 < args.validation_fraction < 1 else 0
     if not 0 < held_out < len(train):
-        raise UserError(
+        raise InputError(
             f"--validation_fraction {args.validation_fraction} of {len(train)} images leaves nothing to train or to "
             "validate on: choose another, or 0."
         )
@@ -116,11 +116,10 @@ def main(args: argparse.Namespace) -> None:
     dataset = load_training_dataset(args)
     class_names = dataset.features["label"].names
     accelerator = make_accelerator(args)
-    with user_errors():
-        pretrained = take_architecture(args, NoisyClassifierModel)
-        classifier = make_classifier(args, class_names)
-        start_from(args, accelerator, classifier, pretrained)
-        scheduler = DDPMScheduler(num_train_timesteps=args.ddpm_num_steps, beta_schedule=args.ddpm_beta_schedule)
+    pretrained = take_architecture(args, NoisyClassifierModel)
+    classifier = make_classifier(args, class_names)
+    start_from(args, accelerator, classifier, pretrained)
+    scheduler = DDPMScheduler(num_train_timesteps=args.ddpm_num_steps, beta_schedule=args.ddpm_beta_schedule)
     diffusion = GaussianDiffusion.from_scheduler(scheduler)
 
     def loss_function(model, batch, timesteps, noise):

@@ -32,9 +32,11 @@ from diffusers_cg import (
     GaussianDiffusion,
     NoisyClassifierModel,
 )
+from diffusers_cg.cli.command import command
+from diffusers_cg.data.grids import image_grid
+from diffusers_cg.data.sources import checked_images, load_training_dataset
 from diffusers_cg.diffusion import LossType, resolve_loss_type, to_ddim_scheduler, training_losses
-from diffusers_cg.errors import UserError, command, user_errors
-from diffusers_cg.image_grid import image_grid
+from diffusers_cg.errors import InputError
 from diffusers_cg.training.arguments import (
     add_data_arguments,
     add_training_arguments,
@@ -48,7 +50,6 @@ from diffusers_cg.training.draws import draw_low_res_augmentation
 from diffusers_cg.training.initial_model import start_from, take_architecture
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 from diffusers_cg.training.parser import RecipeParser
-from diffusers_cg.training.sources import checked_images, load_training_dataset
 
 
 GRID_CLASSES = 10
@@ -107,25 +108,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def resolve_loss_arguments(args: argparse.Namespace) -> None:
-    """Fills in the defaults of `--loss` and `--lambda_vlb`; raises `UserError` where they do not go together."""
-    with user_errors():
-        args.loss = resolve_loss_type(args.loss, args.learn_variance)
+    """Fills in the defaults of `--loss` and `--lambda_vlb`; raises `InputError` where they do not go together."""
+    args.loss = resolve_loss_type(args.loss, args.learn_variance)
     if args.loss == "rescaled_hybrid":
         args.lambda_vlb = 0.001 if args.lambda_vlb is None else args.lambda_vlb
     elif args.lambda_vlb is not None:
-        raise UserError(f"--lambda_vlb is for --loss rescaled_hybrid, not {args.loss}: leave it out.")
+        raise InputError(f"--lambda_vlb is for --loss rescaled_hybrid, not {args.loss}: leave it out.")
 
 
 def check_upsampling_arguments(args: argparse.Namespace) -> None:
-    """Raises `UserError` where the numbers of an upsampler cannot be meant."""
+    """Raises `InputError` where the numbers of an upsampler cannot be meant."""
     for name in ("low_res_noise", "low_res_blur"):
         level = getattr(args, name)
         if not (level >= 0 and math.isfinite(level)):
-            raise UserError(f"--{name} must be at least 0, got {level}.")
+            raise InputError(f"--{name} must be at least 0, got {level}.")
         if level > 0 and args.low_res_size is None:
-            raise UserError(f"--{name} is for upsamplers: pass --low_res_size, too.")
+            raise InputError(f"--{name} is for upsamplers: pass --low_res_size, too.")
     if args.low_res_size is not None and not 1 <= args.low_res_size <= args.resolution:
-        raise UserError(f"--low_res_size must lie in 1..{args.resolution} (--resolution), got {args.low_res_size}.")
+        raise InputError(f"--low_res_size must lie in 1..{args.resolution} (--resolution), got {args.low_res_size}.")
 
 
 def make_unet(args: argparse.Namespace, class_names: Sequence[str]) -> ADMUNet2DModel:
@@ -195,20 +195,19 @@ def main(args: argparse.Namespace) -> None:
             return ClassifierGuidedSuperResolutionPipeline(unet, scheduler, classifier, low_res_size=args.low_res_size)
         return ClassifierGuidedDDIMPipeline(unet, scheduler, classifier)
 
-    with user_errors():
-        pretrained = take_architecture(args, ADMUNet2DModel)
-        unet = make_unet(args, class_names)
-        start_from(args, accelerator, unet, pretrained)
-        scheduler = DDPMScheduler(
-            num_train_timesteps=args.ddpm_num_steps,
-            beta_schedule=args.ddpm_beta_schedule,
-            variance_type="learned_range" if args.learn_variance else "fixed_large",
-            timestep_spacing="linspace",
-        )
-        classifier = None if args.classifier is None else NoisyClassifierModel.from_pretrained(args.classifier)
-        make_pipeline(unet, scheduler, classifier)  # says at once if the two do not fit
+    pretrained = take_architecture(args, ADMUNet2DModel)
+    unet = make_unet(args, class_names)
+    start_from(args, accelerator, unet, pretrained)
+    scheduler = DDPMScheduler(
+        num_train_timesteps=args.ddpm_num_steps,
+        beta_schedule=args.ddpm_beta_schedule,
+        variance_type="learned_range" if args.learn_variance else "fixed_large",
+        timestep_spacing="linspace",
+    )
+    classifier = None if args.classifier is None else NoisyClassifierModel.from_pretrained(args.classifier)
+    make_pipeline(unet, scheduler, classifier)  # says at once if the two do not fit
     if upsamples and classifier is not None and len(class_names) < 2:
-        raise UserError("--classifier guides an upsampler to the classes of the images, and these have none.")
+        raise InputError("--classifier guides an upsampler to the classes of the images, and these have none.")
     diffusion = GaussianDiffusion.from_scheduler(scheduler)
 
     def loss_function(model, batch, timesteps, noise):

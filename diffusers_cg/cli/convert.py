@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from diffusers_cg.cli.app import app
+from diffusers_cg.cli.command import command
 from diffusers_cg.cli.options import Dtype
-from diffusers_cg.errors import command, user_errors
 
 
 DIFFUSERS_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -57,28 +57,27 @@ def convert(
     ClassifierGuidedSuperResolutionPipeline; schedule, steps and scale of the paper are saved in it. The files are read
     without executing anything in them.
     """
-    from diffusers_cg.hub.conversion import convert_checkpoints
+    from diffusers_cg.pipelines.conversion import convert_checkpoints
 
     classifier_facts = {}
     if classifier_attention_head_dim is not None:
         classifier_facts = {"attention_head_dim": classifier_attention_head_dim, "new_attention_order": False}
-    with user_errors():
-        released = convert_checkpoints(
-            unet,
-            classifier,
-            output,
-            dtype=dtype,
-            max_shard_size=max_shard_size,
-            beta_schedule=None if beta_schedule is None else DIFFUSERS_SCHEDULES[beta_schedule],
-            unet_facts={
-                "sample_size": sample_size,
-                "attention_head_dim": attention_head_dim,
-                "num_attention_heads": num_attention_heads,
-                "new_attention_order": new_attention_order,
-            },
-            classifier_facts=classifier_facts,
-            low_res_size=low_res_size,
-        )
+    released = convert_checkpoints(
+        unet,
+        classifier,
+        output,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        beta_schedule=None if beta_schedule is None else DIFFUSERS_SCHEDULES[beta_schedule],
+        unet_facts={
+            "sample_size": sample_size,
+            "attention_head_dim": attention_head_dim,
+            "num_attention_heads": num_attention_heads,
+            "new_attention_order": new_attention_order,
+        },
+        classifier_facts=classifier_facts,
+        low_res_size=low_res_size,
+    )
     if released is not None:
         print("OpenAI released these weights for research, not for deployment: see README.md in the folder.")
     print(f"Saved {output}.")

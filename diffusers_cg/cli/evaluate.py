@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffusers_cg.cli.app import app
+from diffusers_cg.cli.command import command
 from diffusers_cg.cli.options import (
     CACHE_DIR,
     CONFIG_NAME,
@@ -17,7 +18,7 @@ from diffusers_cg.cli.options import (
     SPLIT,
     given,
 )
-from diffusers_cg.errors import UserError, command, user_errors
+from diffusers_cg.errors import InputError
 
 
 if TYPE_CHECKING:
@@ -51,14 +52,14 @@ def evaluate(
     The features of the reference's images are kept for the next samples. Between statistics (mu, sigma) no extractor is
     needed, and there are Frechet distances alone.
     """
+    from diffusers_cg.data.files import atomic_directory
     from diffusers_cg.evaluation import ImageSet
     from diffusers_cg.evaluation import evaluate as measure
     from diffusers_cg.evaluation.inception import INCEPTION
     from diffusers_cg.evaluation.report import REPORT_FILE
-    from diffusers_cg.files import atomic_directory
-    from diffusers_cg.sampling import resolve_device
+    from diffusers_cg.generation import resolve_device
 
-    with user_errors(), atomic_directory(output, replaces=REPORT_FILE) as directory:
+    with atomic_directory(output, replaces=REPORT_FILE) as directory:
         sets = open_sets([samples, reference], resolution, split, config_name, image_column)
         loaded = None
         if extractor != INCEPTION or inception_weights or any(isinstance(each, ImageSet) for each in sets):
@@ -79,12 +80,12 @@ def open_sets(
     sources: list[str], resolution: int | None, split: str | None, config_name: str | None, image_column: str | None
 ) -> list["ImageSet | FeatureStatistics"]:
     """Opens what the flags of `evaluate` and `sweep` name."""
+    from diffusers_cg.data.dataset_files import is_dataset
     from diffusers_cg.evaluation import open_set
-    from diffusers_cg.evaluation.dataset_files import is_dataset
 
     of_dataset = given(split=split, config_name=config_name, image_column=image_column)
     if of_dataset and not any(map(is_dataset, sources)):
-        raise UserError(
+        raise InputError(
             f"--split, --config_name and --image_column are for datasets, and {' and '.join(sources)} is none: leave "
             "them out."
         )
@@ -102,6 +103,6 @@ def open_extractor(
 
     if extractor != INCEPTION:
         if inception_weights is not None:
-            raise UserError(f"--inception_weights is for the extractor {INCEPTION}, not for {extractor}.")
+            raise InputError(f"--inception_weights is for the extractor {INCEPTION}, not for {extractor}.")
         return load_extractor(extractor)
     return InceptionFeatures(inception_weights, device)

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from diffusers_cg.cli.app import ManyValues, app
+from diffusers_cg.cli.command import command
 from diffusers_cg.cli.options import DEVICE, MODEL, given
-from diffusers_cg.errors import command, user_errors
 
 
 @app.command(cls=ManyValues)
@@ -49,8 +49,7 @@ def push(
     from diffusers_cg.hub.publishing import Extras, push_folder
 
     known = given(license=license, datasets=datasets or None, base_model=base_model)
-    with user_errors():
-        commit = push_folder(folder, name, private, token, Extras(with_code, grid, report, known))
+    commit = push_folder(folder, name, private, token, Extras(with_code, grid, report, known))
     print(f"Published {commit.commit_url}.")
 
 
@@ -71,15 +70,14 @@ def demo(
     device: Annotated[str | None, DEVICE] = None,
 ) -> None:
     """Opens a page to try a model on, in the browser."""
-    from diffusers_cg.hub.demo import Studio, build_page
+    from diffusers_cg.demo.page import Studio, build_page
 
     title = title or Path(model).name
-    with user_errors():
-        if space is not None:
-            from diffusers_cg.hub.space import write_space
+    if space is not None:
+        from diffusers_cg.demo.space import write_space
 
-            write_space(model, space, title)
-            print(f"Saved {space}.")
-            return
-        page = build_page(Studio.load(model, device), title)
+        write_space(model, space, title)
+        print(f"Saved {space}.")
+        return
+    page = build_page(Studio.load(model, device), title)
     page.launch(server_name=host, server_port=port, footer_links=[])

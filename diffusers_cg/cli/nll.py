@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from diffusers_cg.cli.app import app
+from diffusers_cg.cli.command import command
 from diffusers_cg.cli.options import DEVICE, MODEL
-from diffusers_cg.errors import command, user_errors
 
 
 @app.command()
@@ -29,10 +29,9 @@ def nll(
 
     Images are resized and cropped in the middle as for training.
     """
-    from diffusers_cg.likelihood import likelihood_to_folder
+    from diffusers_cg.evaluation.bits_per_dimension import likelihood_to_folder
 
-    with user_errors():
-        likelihood = likelihood_to_folder(output, model, data, num_inference_steps, seed, batch_size, device)
+    likelihood = likelihood_to_folder(output, model, data, num_inference_steps, seed, batch_size, device)
     print(
         f"{likelihood.bits_per_dimension:.4f} bits per dimension (standard error {likelihood.standard_error:.4f}), "
         f"{likelihood.num_images} images, {likelihood.num_timesteps} timesteps."

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 import typer
 
 from diffusers_cg.cli.app import ManyValues, app
+from diffusers_cg.cli.command import command
 from diffusers_cg.cli.options import BATCH_SIZE, DEVICE, DTYPE, MODEL, SEED, Dtype, given
-from diffusers_cg.errors import UserError, command, user_errors
+from diffusers_cg.errors import InputError
 
 
 @app.command(cls=ManyValues)
@@ -68,34 +69,31 @@ def sample(
     work. With --upsampler the first pipeline draws all images at its low resolution, and then the second one upsamples
     them: one of the two is in memory at a time.
     """
-    from diffusers_cg.hub.conversion import DTYPES
-    from diffusers_cg.sampling import Stage, sample_to_folder, start_processes
+    from diffusers_cg.generation import Stage, sample_to_folder, start_processes
+    from diffusers_cg.pipelines.conversion import DTYPES
 
     of_upsampler = {
         "num_inference_steps": upsampler_num_inference_steps,
         "classifier_scale": upsampler_classifier_scale,
     }
     low_res = given(low_res_noise=low_res_noise, low_res_blur=low_res_blur)
-    with user_errors():
-        upsampling = None
-        if upsampler is not None:
-            upsampling = Stage(
-                upsampler, sampler, **of_upsampler, dtype=DTYPES[dtype], options=given(eta=eta) | low_res
-            )
-        elif low_res or given(**of_upsampler):
-            raise UserError("Flags of the upsampler need one: pass --upsampler, or leave them out.")
-        options = given(eta=eta, timesteps=timesteps or None)
-        sample_to_folder(
-            output,
-            Stage(model, sampler, num_inference_steps, classifier_scale, DTYPES[dtype], options),
-            upsampling,
-            num_samples=num_samples,
-            classes=classes or None,
-            random_classes=random_classes,
-            seed=seed,
-            batch_size=batch_size,
-            png=png,
-            npz=npz,
-            device=device,
-        )
+    upsampling = None
+    if upsampler is not None:
+        upsampling = Stage(upsampler, sampler, **of_upsampler, dtype=DTYPES[dtype], options=given(eta=eta) | low_res)
+    elif low_res or given(**of_upsampler):
+        raise InputError("Flags of the upsampler need one: pass --upsampler, or leave them out.")
+    options = given(eta=eta, timesteps=timesteps or None)
+    sample_to_folder(
+        output,
+        Stage(model, sampler, num_inference_steps, classifier_scale, DTYPES[dtype], options),
+        upsampling,
+        num_samples=num_samples,
+        classes=classes or None,
+        random_classes=random_classes,
+        seed=seed,
+        batch_size=batch_size,
+        png=png,
+        npz=npz,
+        device=device,
+    )
     start_processes().print(f"Saved {output}.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from diffusers_cg.cli.app import ManyValues, app
+from diffusers_cg.cli.command import command
 from diffusers_cg.cli.evaluate import open_extractor, open_sets
 from diffusers_cg.cli.options import (
     BATCH_SIZE,
@@ -25,11 +26,11 @@ from diffusers_cg.cli.options import (
     SPLIT,
     Dtype,
 )
-from diffusers_cg.errors import UserError, command, user_errors
+from diffusers_cg.errors import InputError
 
 
 if TYPE_CHECKING:
-    from diffusers_cg.sweep import Sampler
+    from diffusers_cg.evaluation.sweep import Sampler
 
 
 @app.command(cls=ManyValues)
@@ -66,35 +67,34 @@ def sweep(
     started again it goes on, also with more scales, samplers or samples; `accelerate launch -m diffusers_cg sweep ...`
     shares the sampling among several processes.
     """
-    from diffusers_cg.hub.conversion import DTYPES
-    from diffusers_cg.sampling import resolve_device, start_processes
-    from diffusers_cg.sweep import TABLE_FILE, sweep_to_folder
+    from diffusers_cg.evaluation.sweep import TABLE_FILE, sweep_to_folder
+    from diffusers_cg.generation import resolve_device, start_processes
+    from diffusers_cg.pipelines.conversion import DTYPES
 
-    with user_errors():
-        parsed = [parse_sampler(text) for text in samplers]
-        (opened,) = open_sets([reference], resolution, split, config_name, image_column)
-        processes = start_processes()
-        with processes.local_main_process_first():  # it downloads weights for the others
-            loaded = open_extractor(
-                extractor, inception_weights, processes.device if device is None else resolve_device(device)
-            )
-        sweep_to_folder(
-            output,
-            model,
-            opened,
-            loaded,
-            scales,
-            parsed,
-            num_samples,
-            classes=classes or None,
-            random_classes=random_classes,
-            seed=seed,
-            batch_size=batch_size,
-            evaluation_batch_size=evaluation_batch_size,
-            cache_dir=cache_dir or output.parent / "reference_features",
-            dtype=DTYPES[dtype],
-            device=device,
+    parsed = [parse_sampler(text) for text in samplers]
+    (opened,) = open_sets([reference], resolution, split, config_name, image_column)
+    processes = start_processes()
+    with processes.local_main_process_first():  # it downloads weights for the others
+        loaded = open_extractor(
+            extractor, inception_weights, processes.device if device is None else resolve_device(device)
         )
+    sweep_to_folder(
+        output,
+        model,
+        opened,
+        loaded,
+        scales,
+        parsed,
+        num_samples,
+        classes=classes or None,
+        random_classes=random_classes,
+        seed=seed,
+        batch_size=batch_size,
+        evaluation_batch_size=evaluation_batch_size,
+        cache_dir=cache_dir or output.parent / "reference_features",
+        dtype=DTYPES[dtype],
+        device=device,
+    )
     if processes.is_main_process:
         print((output / TABLE_FILE).read_text())
         print(f"Saved {output}.")
@@ -102,9 +102,9 @@ def sweep(
 
 def parse_sampler(text: str) -> "Sampler":
     """`ddpm:250` as a [`Sampler`]."""
-    from diffusers_cg.sweep import Sampler
+    from diffusers_cg.evaluation.sweep import Sampler
 
     name, _, steps = text.partition(":")
     if name not in ("ddpm", "ddim") or not steps.isdecimal():
-        raise UserError(f"In --samplers, a sampler is ddpm or ddim and its steps, as in ddpm:250, not {text}.")
+        raise InputError(f"In --samplers, a sampler is ddpm or ddim and its steps, as in ddpm:250, not {text}.")
     return Sampler(name, int(steps))

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 import torch
 from diffusers import SchedulerMixin
 
+from diffusers_cg.errors import InputError
+
 
 VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"]
 
@@ -60,7 +62,7 @@ class GaussianDiffusion:
     ):
         num_train_timesteps = len(betas)
         if variance_type not in get_args(VarianceType):
-            raise ValueError(f"`variance_type` must be one of {get_args(VarianceType)}, got {variance_type!r}.")
+            raise InputError(f"`variance_type` must be one of {get_args(VarianceType)}, got {variance_type!r}.")
         timesteps = range(num_train_timesteps - 1, -1, -1) if timesteps is None else [int(t) for t in timesteps]
         check_timesteps(timesteps, num_train_timesteps)
 
@@ -113,7 +115,7 @@ class GaussianDiffusion:
         """
         prediction_type = scheduler.config.get("prediction_type", "epsilon")
         if not hasattr(scheduler, "betas") or prediction_type != "epsilon":
-            raise ValueError(
+            raise InputError(
                 f"A scheduler with betas for models that predict the noise is needed, got {type(scheduler).__name__} "
                 f"with prediction_type={prediction_type!r}."
             )
@@ -224,7 +226,7 @@ class GaussianDiffusion:
 
         if self.variance_type == "learned_range":
             if predicted_variance is None:
-                raise ValueError(
+                raise InputError(
                     "The learned variance needs twice as many output channels as the sample has, got "
                     f"{model_output.shape[1]} for {sample.shape[1]}: use variance_type='fixed_small' or 'fixed_large'."
                 )
@@ -244,7 +246,7 @@ def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> None:
     """Raises `ValueError` unless the timesteps decrease strictly inside [0, `num_train_timesteps`)."""
     in_range = len(timesteps) > 0 and timesteps[0] < num_train_timesteps and timesteps[-1] >= 0
     if not in_range or any(later >= earlier for earlier, later in zip(timesteps, timesteps[1:])):
-        raise ValueError(
+        raise InputError(
             f"`timesteps` must decrease strictly from at most {num_train_timesteps - 1} to at least 0, got "
             f"{list(timesteps)}."
         )

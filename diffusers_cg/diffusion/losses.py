@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from diffusers_cg.diffusion.gaussian_diffusion import Gaussian, GaussianDiffusion, split_model_output
+from diffusers_cg.errors import InputError
 
 
 LossType = Literal["hybrid", "rescaled_hybrid", "kl", "rescaled_kl", "simple"]
@@ -107,11 +108,11 @@ def resolve_loss_type(loss_type: LossType | None, learns_variance: bool) -> Loss
     if loss_type is None:
         return "rescaled_hybrid" if learns_variance else "simple"
     if loss_type not in get_args(LossType):
-        raise ValueError(f"The loss must be one of {', '.join(get_args(LossType))}, got {loss_type!r}.")
+        raise InputError(f"The loss must be one of {', '.join(get_args(LossType))}, got {loss_type!r}.")
     if learns_variance and loss_type == "simple":
-        raise ValueError("The loss 'simple' does not train a learned variance: fix the variance or take 'hybrid'.")
+        raise InputError("The loss 'simple' does not train a learned variance: fix the variance or take 'hybrid'.")
     if not learns_variance and loss_type in ("hybrid", "rescaled_hybrid"):
-        raise ValueError(f"The loss {loss_type!r} trains a learned variance, and it is fixed here: take 'simple'.")
+        raise InputError(f"The loss {loss_type!r} trains a learned variance, and it is fixed here: take 'simple'.")
     return loss_type
 
 

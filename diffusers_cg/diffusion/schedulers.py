@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 
 from diffusers_cg.diffusion.gaussian_diffusion import GaussianDiffusion, check_timesteps
+from diffusers_cg.errors import InputError
 
 
 def resolve_timesteps(
@@ -31,15 +32,15 @@ def resolve_timesteps(
         elif "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
             scheduler.set_timesteps(timesteps=timesteps)
         else:
-            raise ValueError(
+            raise InputError(
                 f"{type(scheduler).__name__} takes no `timesteps` of its own: pass `num_inference_steps`."
             )
         return timesteps
 
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, Integral):
-        raise ValueError(f"`num_inference_steps` must be a whole number, got {num_inference_steps!r}.")
+        raise InputError(f"`num_inference_steps` must be a whole number, got {num_inference_steps!r}.")
     if not 1 <= num_inference_steps <= num_train_timesteps:
-        raise ValueError(
+        raise InputError(
             f"`num_inference_steps` must be between 1 and {num_train_timesteps}, the steps that the model was trained "
             f"with, got {num_inference_steps}."
         )
@@ -54,7 +55,7 @@ def _whole_numbers(timesteps: Sequence[int]) -> list[int]:
             return whole
     except (TypeError, ValueError, OverflowError):
         pass
-    raise ValueError(f"`timesteps` must be whole numbers, in a list or the like, got {timesteps!r}.")
+    raise InputError(f"`timesteps` must be whole numbers, in a list or the like, got {timesteps!r}.")
 
 
 def to_ddpm_scheduler(scheduler: SchedulerMixin, learned_variance: bool) -> DDPMScheduler:
@@ -80,7 +81,7 @@ def to_ddim_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
     if isinstance(scheduler, DDPMScheduler):
         return DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading")
     if getattr(scheduler, "init_noise_sigma", None) != 1:
-        raise ValueError(
+        raise InputError(
             f"Samples of {type(scheduler).__name__} do not keep variance, as noisy classifiers and unets are trained "
             "for: use DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler or the like."
         )

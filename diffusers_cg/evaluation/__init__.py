@@ -1,5 +1,7 @@
 """Metrics on arrays of features, whatever made them, and of sets of images by any extractor of features."""
 
+from diffusers_cg.data.image_sets import FeatureStatistics, ImageSet
+from diffusers_cg.data.open_set import open_images, open_set
 from diffusers_cg.evaluation.evaluate import compare, evaluate
 from diffusers_cg.evaluation.features import (
     FeatureExtractor,
@@ -9,11 +11,9 @@ from diffusers_cg.evaluation.features import (
     load_extractor,
 )
 from diffusers_cg.evaluation.frechet_distance import feature_statistics, frechet_distance
-from diffusers_cg.evaluation.image_sets import FeatureStatistics, ImageSet
 from diffusers_cg.evaluation.inception import InceptionFeatures
 from diffusers_cg.evaluation.inception_score import inception_score
 from diffusers_cg.evaluation.measured_set import MeasuredSet, measure
-from diffusers_cg.evaluation.open_set import open_images, open_set
 from diffusers_cg.evaluation.precision_recall import precision_recall
 from diffusers_cg.evaluation.report import Evaluation, SetFacts
 

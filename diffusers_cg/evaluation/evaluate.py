@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+from diffusers_cg.data.image_sets import FeatureStatistics, ImageSet
+from diffusers_cg.data.npz_files import STATISTICS
+from diffusers_cg.data.open_set import Source, open_set
+from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.features import AnyExtractor, FeatureExtractor, as_extractor
 from diffusers_cg.evaluation.frechet_distance import frechet_distance
-from diffusers_cg.evaluation.image_sets import FeatureStatistics, ImageSet
 from diffusers_cg.evaluation.inception import INCEPTION
 from diffusers_cg.evaluation.inception_score import inception_score
 from diffusers_cg.evaluation.measured_set import (
@@ -14,8 +17,6 @@ from diffusers_cg.evaluation.measured_set import (
     try_extractor,
     usable_statistics,
 )
-from diffusers_cg.evaluation.npz_files import STATISTICS
-from diffusers_cg.evaluation.open_set import Source, open_set
 from diffusers_cg.evaluation.precision_recall import precision_recall
 from diffusers_cg.evaluation.report import Evaluation
 
@@ -50,10 +51,10 @@ def evaluate(
     Raises:
         ValueError, TypeError: with one sentence, if a set or the extractor is not as described, or the two sets' features
             are of different extractors.
-        UserError: if an image cannot be decoded.
+        InputError: if an image cannot be decoded.
     """
     if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        raise InputError(f"`batch_size` must be at least 1, got {batch_size}.")
     samples, reference = (
         each if isinstance(each, MeasuredSet) else open_set(each, progress_bar=progress_bar)
         for each in (samples, reference)
@@ -111,7 +112,7 @@ def _distance(kind: str, samples: MeasuredSet, reference: MeasuredSet) -> float 
 def _check_makers(*makers: tuple[str, str | None]) -> None:
     if len(set(makers)) > 1:
         named = " and the other with ".join(f"{name} (hash {hash})" for name, hash in makers)
-        raise ValueError(f"Features of one set are made with {named}: measure both with one extractor.")
+        raise InputError(f"Features of one set are made with {named}: measure both with one extractor.")
 
 
 def _check_extractor(samples: Opened, reference: Opened, extractor: FeatureExtractor) -> None:
@@ -127,7 +128,7 @@ def _check_extractor(samples: Opened, reference: Opened, extractor: FeatureExtra
             continue
         for kind, (mean, _) in usable_statistics(each, extractor).items():
             if widths.get(kind, len(mean)) != len(mean):
-                raise ValueError(
+                raise InputError(
                     f"{STATISTICS[kind][0]} of {each.source} is of {len(mean)} features, but the extractor "
                     f"{extractor.name} makes {widths[kind]}: the statistics are another extractor's."
                 )

@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 from tqdm.auto import tqdm
 
-from diffusers_cg.evaluation.image_sets import ImageSet
+from diffusers_cg.data.image_sets import ImageSet
+from diffusers_cg.errors import InputError
 
 
 @dataclass
@@ -79,7 +80,7 @@ def as_extractor(extractor: AnyExtractor) -> FeatureExtractor:
         TypeError: if it cannot be called.
     """
     if not callable(extractor) or inspect.isclass(extractor):
-        raise TypeError(
+        raise InputError(
             f"`extractor` must be a function of images or a FeatureExtractor, got {extractor!r}: see "
             "diffusers_cg.evaluation.FeatureExtractor."
         )
@@ -99,20 +100,20 @@ def load_extractor(spec: str) -> FeatureExtractor:
     """
     module_name, _, name = spec.partition(":")
     if not (module_name and name):
-        raise ValueError(f"`extractor` must be inception or module:function, got {spec!r}.")
+        raise InputError(f"`extractor` must be inception or module:function, got {spec!r}.")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
         extractor = getattr(module, name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"The extractor {spec} cannot be imported: there is no module {error.name}.") from error
+        raise InputError(f"The extractor {spec} cannot be imported: there is no module {error.name}.") from error
     except AttributeError as error:
-        raise ValueError(f"The extractor {spec} cannot be imported: {module_name} has no {name}.") from error
+        raise InputError(f"The extractor {spec} cannot be imported: {module_name} has no {name}.") from error
     if inspect.isclass(extractor):
         extractor = extractor()
     if not callable(extractor):
-        raise ValueError(f"The extractor {spec} is a {type(extractor).__name__}, which cannot be called.")
+        raise InputError(f"The extractor {spec} is a {type(extractor).__name__}, which cannot be called.")
     if hasattr(extractor, "name") and hasattr(extractor, "hash"):
         return extractor
     return FunctionExtractor(extractor, spec, hashlib.sha256(inspect.getsource(module).encode()).hexdigest())
@@ -126,16 +127,16 @@ def check_features(features: Features, num_images: int, extractor: FeatureExtrac
         ValueError: if an array has another number of rows, is not a matrix, or holds values that are not finite.
     """
     if not isinstance(features, Features):
-        raise TypeError(f"The extractor {extractor.name} must return Features, got {type(features).__name__}.")
+        raise InputError(f"The extractor {extractor.name} must return Features, got {type(features).__name__}.")
     arrays = {name: np.asarray(array) for name, array in features.arrays().items()}
     for name, array in arrays.items():
         if array.ndim != 2 or len(array) != num_images:
-            raise ValueError(
+            raise InputError(
                 f"The extractor {extractor.name} returned `{name}` of shape {array.shape} for {num_images} images: it "
                 f"must be ({num_images}, D)."
             )
         if not np.isfinite(array).all():
-            raise ValueError(f"The extractor {extractor.name} returned `{name}` with values that are not finite.")
+            raise InputError(f"The extractor {extractor.name} returned `{name}` with values that are not finite.")
     return arrays
 
 
@@ -146,7 +147,7 @@ def extract_features(
 
     Raises:
         ValueError, TypeError: as [`check_features`]; if a file is damaged, or the extractor's output changes its width.
-        UserError: if a file of a folder cannot be read as an image.
+        InputError: if a file of a folder cannot be read as an image.
     """
     extractor = as_extractor(extractor)
     collected, start = {}, 0
@@ -160,7 +161,7 @@ def extract_features(
                 }
             widths = [{name: array.shape[1] for name, array in part.items()} for part in (collected, arrays)]
             if widths[0] != widths[1]:
-                raise ValueError(f"The extractor {extractor.name} returned {widths[1]} features after {widths[0]}.")
+                raise InputError(f"The extractor {extractor.name} returned {widths[1]} features after {widths[0]}.")
             for name, array in arrays.items():
                 collected[name][start : start + len(batch)] = array
             start += len(batch)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from diffusers_cg.errors import InputError
+
 
 BLOCK = 4096  # rows of features held in float64 at once
 
@@ -16,10 +18,10 @@ def feature_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     features = np.asarray(features)
     if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"Features must be of shape (at least 2, D), got {features.shape}.")
+        raise InputError(f"Features must be of shape (at least 2, D), got {features.shape}.")
     blocks = [features[start : start + BLOCK] for start in range(0, len(features), BLOCK)]
     if not all(np.isfinite(block).all() for block in blocks):
-        raise ValueError("Features hold values that are not finite.")
+        raise InputError("Features hold values that are not finite.")
     mean = sum(block.sum(axis=0, dtype=np.float64) for block in blocks) / len(features)
     scatter = np.zeros((len(mean), len(mean)))
     for block in blocks:
@@ -44,7 +46,7 @@ def frechet_distance(
         ValueError: if the two have different numbers of features.
     """
     if mean.shape != other_mean.shape or covariance.shape != other_covariance.shape:
-        raise ValueError(f"The two sets have different features: {mean.shape} and {other_mean.shape}.")
+        raise InputError(f"The two sets have different features: {mean.shape} and {other_mean.shape}.")
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
     root = (eigenvectors * np.sqrt(eigenvalues.clip(min=0))) @ eigenvectors.T
     product = root @ other_covariance @ root

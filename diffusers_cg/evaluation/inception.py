@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffusers_cg.errors import InputError, MissingExtraError, import_extra
 from diffusers_cg.evaluation.features import Features
-from diffusers_cg.extras import MissingExtraError, import_extra
 from diffusers_cg.models.openai_checkpoint import read_state_dict
 
 
@@ -47,11 +47,11 @@ class InceptionFeatures:
                 INCEPTION, ["2048", "logits_unbiased"], None if weights is None else str(weights)
             ).to(device)
         except (RuntimeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{weights} does not hold the weights of torch-fidelity's InceptionV3.") from error
+            raise InputError(f"{weights} does not hold the weights of torch-fidelity's InceptionV3.") from error
         except OSError as error:
             if weights is not None:
                 raise
-            raise ValueError(
+            raise InputError(
                 f"The weights of InceptionV3 could not be downloaded ({error}): fetch {module.URL_INCEPTION_V3} and "
                 "pass its place with --inception_weights."
             ) from error
@@ -83,7 +83,7 @@ def _import_network():
     except MissingExtraError:
         raise
     except (ImportError, OSError, RuntimeError) as error:  # as a torchvision made for another torch raises them
-        raise ValueError(
+        raise InputError(
             f"torch-fidelity cannot be imported ({error}): install the torchvision that belongs to this torch "
             f"{torch.__version__}."
         ) from error

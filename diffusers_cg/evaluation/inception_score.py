@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from diffusers_cg.errors import InputError
+
 
 def inception_score(logits: np.ndarray, split_size: int = 5000) -> float:
     r"""exp of the mean KL(p(y|x) || p(y)), averaged over consecutive splits of the images.
@@ -16,16 +18,16 @@ def inception_score(logits: np.ndarray, split_size: int = 5000) -> float:
     """
     logits = np.asarray(logits)
     if logits.ndim != 2 or 0 in logits.shape:
-        raise ValueError(f"`logits` must be of shape (at least 1, at least 1), got {logits.shape}.")
+        raise InputError(f"`logits` must be of shape (at least 1, at least 1), got {logits.shape}.")
     if split_size < 1:
-        raise ValueError(f"`split_size` must be at least 1, got {split_size}.")
+        raise InputError(f"`split_size` must be at least 1, got {split_size}.")
     splits = [logits[start : start + split_size] for start in range(0, len(logits), split_size)]
     return float(np.mean([_score(split.astype(np.float64)) for split in splits]))
 
 
 def _score(logits: np.ndarray) -> float:
     if not np.isfinite(logits).all():
-        raise ValueError("Logits hold values that are not finite.")
+        raise InputError("Logits hold values that are not finite.")
     log_probabilities = logits - logits.max(axis=1, keepdims=True)
     log_probabilities -= np.log(np.exp(log_probabilities).sum(axis=1, keepdims=True))
     probabilities = np.exp(log_probabilities)

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusers_cg.data.files import atomic_update
+from diffusers_cg.data.image_sets import FeatureStatistics, ImageSet, Statistics
+from diffusers_cg.data.open_set import Source, open_set
+from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.features import (
     AnyExtractor,
     FeatureExtractor,
@@ -15,12 +19,9 @@ from diffusers_cg.evaluation.features import (
     extract_features,
 )
 from diffusers_cg.evaluation.frechet_distance import feature_statistics
-from diffusers_cg.evaluation.image_sets import FeatureStatistics, ImageSet, Statistics
 from diffusers_cg.evaluation.inception import INCEPTION
 from diffusers_cg.evaluation.jpeg_traces import has_jpeg_traces, num_images_needed
-from diffusers_cg.evaluation.open_set import Source, open_set
 from diffusers_cg.evaluation.report import SetFacts
-from diffusers_cg.files import atomic_update
 
 
 MIN_IMAGES = 4  # precision and recall look at three neighbours of an image
@@ -81,17 +82,17 @@ def measure(
     Raises:
         ValueError, TypeError: with one sentence, if the set or the extractor is not as described, or if there is a
             `cache_dir` but the extractor states no hash.
-        UserError: if an image cannot be decoded.
+        InputError: if an image cannot be decoded.
     """
     opened = open_set(source, progress_bar=progress_bar)
     if isinstance(opened, FeatureStatistics):
         return MeasuredSet(SetFacts(opened.source), stated=opened.statistics)
     check_images(opened)
     if extractor is None:
-        raise ValueError(f"{opened.source} holds images: pass an extractor to measure them with.")
+        raise InputError(f"{opened.source} holds images: pass an extractor to measure them with.")
     extractor = as_extractor(extractor)
     if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        raise InputError(f"`batch_size` must be at least 1, got {batch_size}.")
     facts = SetFacts(opened.source, len(opened), list(opened.shape[1:]), opened.content_hash())
     return MeasuredSet(
         facts,
@@ -107,7 +108,7 @@ def measure(
 def check_images(images: ImageSet) -> None:
     """Raises a `ValueError` if there are too few images to measure."""
     if len(images) < MIN_IMAGES:
-        raise ValueError(
+        raise InputError(
             f"{images.source} holds {len(images)} image{'s' * (len(images) != 1)}: metrics need at least "
             f"{MIN_IMAGES}, and thousands to mean something."
         )
@@ -140,7 +141,7 @@ def _cached_features(
     if cache_dir is None:
         return extract_features(images, extractor, batch_size, progress_bar)
     if extractor.hash is None:
-        raise ValueError(
+        raise InputError(
             f"Features of {extractor.name} cannot be kept in {cache_dir}, since it states no hash to find them by: pass "
             "FunctionExtractor(function, name, hash), or leave `cache_dir` out."
         )

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from tqdm.auto import tqdm
 
+from diffusers_cg.errors import InputError
+
 
 BLOCK = 2048  # a distance matrix is only ever held in blocks of so many rows and columns
 
@@ -31,11 +33,11 @@ def precision_recall(
     reference, samples = _Points(reference), _Points(samples)
     shapes = reference.features.shape, samples.features.shape
     if {len(shape) for shape in shapes} != {2} or shapes[0][1] != shapes[1][1]:
-        raise ValueError(f"The two sets have different features: {shapes[0]} and {shapes[1]}.")
+        raise InputError(f"The two sets have different features: {shapes[0]} and {shapes[1]}.")
     if min(len(reference), len(samples)) <= num_neighbours:
-        raise ValueError(f"Both sets need more than {num_neighbours} rows, got {len(reference)} and {len(samples)}.")
+        raise InputError(f"Both sets need more than {num_neighbours} rows, got {len(reference)} and {len(samples)}.")
     if not (reference.are_finite() and samples.are_finite()):
-        raise ValueError("Features hold values that are not finite.")
+        raise InputError("Features hold values that are not finite.")
 
     counts = [len(points.blocks()) for points in (reference, samples)]
     total = sum(count * (count + 1) // 2 for count in counts) + counts[0] * counts[1]

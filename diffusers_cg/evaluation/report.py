@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.inception import INCEPTION
 
 
@@ -106,4 +107,4 @@ class Evaluation:
             sets = {name: SetFacts(**fields.pop(name)) for name in ("samples", "reference")}
             return cls(**sets, **fields)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is not a report of diffusers-cg evaluate ({error}).") from error
+            raise InputError(f"{path} is not a report of diffusers-cg evaluate ({error}).") from error

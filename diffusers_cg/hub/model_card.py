@@ -22,6 +22,7 @@ from typing import Any
 from diffusers import ModelMixin
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.report import Evaluation, metric_names
 from diffusers_cg.pipelines import ClassifierGuidedSuperResolutionPipeline
 from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
@@ -298,7 +299,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a JSON file ({error}): write it anew, or leave it out.") from error
+        raise InputError(f"{path} is not a JSON file ({error}): write it anew, or leave it out.") from error
 
 
 def _sides(size: int | Sequence[int]) -> tuple[int, int]:

@@ -23,12 +23,14 @@ from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
 
+from diffusers_cg.data.grids import image_grid
+from diffusers_cg.data.images import list_files
+from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.report import REPORT_FILE, Evaluation
 from diffusers_cg.hub.hub_errors import HubError, hub_sentence
 from diffusers_cg.hub.model_card import CARD_FILE, SAMPLES_FILE, describe, read_json, update_card
 from diffusers_cg.hub.standalone_code import CODE_MODULE, HOST, PACKAGE, standalone_files
-from diffusers_cg.image_files import list_files
-from diffusers_cg.image_grid import image_grid
 from diffusers_cg.models import NoisyClassifierModel
 from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
@@ -36,7 +38,6 @@ from diffusers_cg.pipelines import (
     ClassifierGuidedSuperResolutionPipeline,
 )
 from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
-from diffusers_cg.seeds import seeded_generator
 
 
 logger = logging.getLogger(__name__)
@@ -197,7 +198,7 @@ def standalone_code(model: ClassifierGuidedPipeline | ModelMixin, folder: Path) 
         ValueError: if there is no pipeline to load.
     """
     if not isinstance(model, ClassifierGuidedPipeline):
-        raise ValueError("Code is published with a pipeline: assemble one, or push this classifier without code.")
+        raise InputError("Code is published with a pipeline: assemble one, or push this classifier without code.")
     index = json.loads((folder / INDEX_FILE).read_text())
     for name, value in index.items():
         if isinstance(value, list) and value[0] == PACKAGE:
@@ -217,7 +218,7 @@ def check_repo_id(repo_id: str) -> None:
         repo_id = repo_id.replace("/", "//")
     if repo_id.count("/") != 1:
         name = repo_id.replace("//", "/")
-        raise ValueError(
+        raise InputError(
             f"{name} is no name on the Hub: pass OWNER/NAME of letters, digits, dots, dashes and underscores."
         )
 
@@ -231,10 +232,10 @@ def published_files(folder: Path) -> list[str]:
 def check_files(folder: Path) -> None:
     """Raises `ValueError` where a folder holds no model, or files that would have to be unpickled."""
     if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}: pass that of a saved pipeline or a training result.")
+        raise InputError(f"There is no folder {folder}: pass that of a saved pipeline or a training result.")
     pickles = [path for path in published_files(folder) if path.endswith(UNPICKLED)]
     if pickles:
-        raise ValueError(
+        raise InputError(
             f"{folder / pickles[0]} is not a safetensors file, and loading it could run code: save the model with "
             "safetensors, or move the file away."
         )
@@ -250,16 +251,16 @@ def load_published(folder: Path) -> ClassifierGuidedPipeline | ModelMixin:
         if (folder / INDEX_FILE).is_file():
             name = json.loads((folder / INDEX_FILE).read_text()).get("_class_name")
             if name not in PIPELINES:
-                raise ValueError(f"it is a {name}, not one of {', '.join(sorted(PIPELINES))}")
+                raise InputError(f"it is a {name}, not one of {', '.join(sorted(PIPELINES))}")
             model = PIPELINES[name].from_pretrained(folder, use_safetensors=True)
             model.set_progress_bar_config(disable=True)
         elif NoisyClassifierModel.load_config(folder).get("_class_name") == NoisyClassifierModel.__name__:
             model = NoisyClassifierModel.from_pretrained(folder)
         else:
-            raise ValueError(f"it has no {INDEX_FILE}, and is no {NoisyClassifierModel.__name__}")
+            raise InputError(f"it has no {INDEX_FILE}, and is no {NoisyClassifierModel.__name__}")
     except (ValueError, TypeError, AttributeError, OSError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise ValueError(f"{folder} is not published, because it does not load: {reason}.") from error
+        raise InputError(f"{folder} is not published, because it does not load: {reason}.") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -288,7 +289,7 @@ def read_grid(path: str | Path) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read as a picture: pass a grid of samples, or leave it out.") from error
+        raise InputError(f"{path} cannot be read as a picture: pass a grid of samples, or leave it out.") from error
 
 
 def draw_samples(model: ClassifierGuidedPipeline | ModelMixin) -> Image.Image | None:

@@ -15,6 +15,7 @@ from types import ModuleType
 from diffusers.pipelines.pipeline_loading_utils import CUSTOM_PIPELINE_FILE_NAME
 
 from diffusers_cg import __version__
+from diffusers_cg.errors import InputError
 from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
 
 
@@ -106,7 +107,7 @@ def gather_code(classes: list[type]) -> str:
             imports.add(definitions.others[name])
         elif name in definitions.statements and origins.get(name) != module:
             if name in origins:
-                raise ValueError(f"{origins[name]} and {module} both define {name}: code of both cannot share a file.")
+                raise InputError(f"{origins[name]} and {module} both define {name}: code of both cannot share a file.")
             origins[name] = module
             for used in sorted(definitions.used[name] - {name}):
                 add(module, used)

@@ -11,6 +11,8 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
+from diffusers_cg.errors import InputError
+
 
 ResampleType = Literal["resnet", "conv"]
 TimeScaleShift = Literal["scale_shift", "default"]
@@ -32,7 +34,7 @@ def level_resolutions(sample_size: int | Sequence[int], num_levels: int) -> list
     sides = height_and_width(sample_size)
     divisor = 2 ** (num_levels - 1)
     if len(sides) != 2 or any(side < divisor or side % divisor for side in sides):
-        raise ValueError(
+        raise InputError(
             f"`sample_size` is {sample_size}, but {num_levels} levels (one per entry of `channel_multipliers`) halve "
             f"the image {num_levels - 1} times: height and width must be multiples of {divisor}."
         )
@@ -71,15 +73,15 @@ def unet2d_arguments(
         ("num_class_embeds", num_class_embeds),
     ):
         if value is not None and value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+            raise InputError(f"`{name}` must be at least 1, got {value}.")
     if len(channel_multipliers) == 0:
-        raise ValueError("`channel_multipliers` is empty: it holds one multiplier per level.")
+        raise InputError("`channel_multipliers` is empty: it holds one multiplier per level.")
     resolutions = level_resolutions(sample_size, len(channel_multipliers))
     block_out_channels = tuple(int(base_channels * multiplier) for multiplier in channel_multipliers)
 
     unknown = sorted(set(attention_resolutions) - set(resolutions))
     if unknown:
-        raise ValueError(
+        raise InputError(
             f"`attention_resolutions` names {unknown}, but the levels of this network have the resolutions {resolutions}."
         )
     for name, allowed, value in (
@@ -87,10 +89,10 @@ def unet2d_arguments(
         ("resnet_time_scale_shift", ("scale_shift", "default"), resnet_time_scale_shift),
     ):
         if value not in allowed:
-            raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
+            raise InputError(f"`{name}` must be one of {allowed}, got {value!r}.")
     for channels in block_out_channels:
         if channels < 1 or channels % norm_num_groups:
-            raise ValueError(
+            raise InputError(
                 f"A level has {channels} channels, which {norm_num_groups} normalization groups do not divide: change "
                 "`base_channels`, `channel_multipliers` or `norm_num_groups`."
             )
@@ -100,7 +102,7 @@ def unet2d_arguments(
     divisor = attention_head_dim or num_attention_heads
     for channels in sorted(attending):
         if channels % divisor:
-            raise ValueError(
+            raise InputError(
                 f"An attention layer has {channels} channels, which cannot be split into heads with "
                 f"attention_head_dim={attention_head_dim}, num_attention_heads={num_attention_heads}."
             )
@@ -136,7 +138,7 @@ def resolve_attention_head_dim(attention_head_dim: int | None, num_attention_hea
         ValueError: if both are given.
     """
     if attention_head_dim is not None and num_attention_heads is not None:
-        raise ValueError(
+        raise InputError(
             "Set the attention heads either by width (`attention_head_dim`) or by number (`num_attention_heads`), not "
             f"both: got {attention_head_dim} and {num_attention_heads}."
         )
@@ -148,9 +150,9 @@ def check_class_names(class_names: Sequence[str] | None, num_classes: int | None
     if class_names is None:
         return
     if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
-        raise ValueError(f"`class_names` must be a list of strings, one per class, got {class_names!r}.")
+        raise InputError(f"`class_names` must be a list of strings, one per class, got {class_names!r}.")
     if len(class_names) != num_classes:
-        raise ValueError(f"`class_names` holds {len(class_names)} names, but `{argument}` is {num_classes}.")
+        raise InputError(f"`class_names` holds {len(class_names)} names, but `{argument}` is {num_classes}.")
 
 
 class ADMTrunkMixin(AttentionMixin):
@@ -203,7 +205,7 @@ class ADMTrunkMixin(AttentionMixin):
         divisor = 2 ** (len(self.down_blocks) - 1)
         channels = self.config.in_channels
         if sample.ndim != 4 or sample.shape[1] != channels or any(side % divisor for side in sample.shape[2:]):
-            raise ValueError(
+            raise InputError(
                 f"{type(self).__name__} takes a sample of shape (batch, {channels}, height, width) with height and "
                 f"width multiples of {divisor}, got {tuple(sample.shape)}."
             )

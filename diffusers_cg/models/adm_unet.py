@@ -7,6 +7,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
+from diffusers_cg.errors import InputError
 from diffusers_cg.models.adm_trunk import (
     ADMTrunkMixin,
     ResampleType,
@@ -76,7 +77,7 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
         class_names: list[str] | None = None,
     ):
         if out_channels not in (in_channels, 2 * in_channels):
-            raise ValueError(
+            raise InputError(
                 f"`out_channels` must be {in_channels} (fixed variance) or {2 * in_channels} (learned variance) for "
                 f"{in_channels} image channels, got {out_channels}."
             )
@@ -122,7 +123,7 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
         shape = (len(sample), self.config.low_res_channels)
         if low_res is None or low_res.ndim != 4 or tuple(low_res.shape[:2]) != shape:
             given = "nothing" if low_res is None else tuple(low_res.shape)
-            raise ValueError(
+            raise InputError(
                 f"This unet is an upsampling one: it takes `low_res` images of shape ({shape[0]}, {shape[1]}, height, "
                 f"width), got {given}."
             )
@@ -154,14 +155,14 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
         """
         self.check_sample(sample)
         if class_labels is None and self.class_embedding is not None:
-            raise ValueError("This unet is class-conditional: pass `class_labels` of shape (batch,).")
+            raise InputError("This unet is class-conditional: pass `class_labels` of shape (batch,).")
         if class_labels is not None and self.class_embedding is None:
-            raise ValueError("This unet is unconditional and takes no `class_labels`.")
+            raise InputError("This unet is unconditional and takes no `class_labels`.")
 
         if self.config.low_res_channels:
             sample = torch.cat([sample, self.enlarge(low_res, sample)], dim=1)
         elif low_res is not None:
-            raise ValueError("This unet generates from noise alone and takes no `low_res`.")
+            raise InputError("This unet generates from noise alone and takes no `low_res`.")
 
         emb = self.embed(sample, timestep, class_labels)
         sample, residuals = self.encode(sample, emb)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from huggingface_hub.errors import HFValidationError
 
+from diffusers_cg.errors import InputError
 from diffusers_cg.models.adm_trunk import level_resolutions
 from diffusers_cg.models.adm_unet import ADMUNet2DModel
 from diffusers_cg.models.noisy_classifier import NoisyClassifierModel
@@ -65,7 +66,7 @@ def load_pretrained(model_class: type[Model], path: str | Path) -> Model:
     if Path(path).is_file():
         return model_class.from_single_file(path)
     if Path(path).suffix in FILE_SUFFIXES:  # else looked for on the Hub
-        raise ValueError(f"There is no file {path} to start from.")
+        raise InputError(f"There is no file {path} to start from.")
     subfolder = SUBFOLDERS[model_class]
     if not (Path(path) / "config.json").is_file() and (not Path(path).is_dir() or (Path(path) / subfolder).is_dir()):
         where = {"subfolder": subfolder}
@@ -74,12 +75,12 @@ def load_pretrained(model_class: type[Model], path: str | Path) -> Model:
     try:
         class_name = model_class.load_config(path, **where).get("_class_name")
     except (OSError, HFValidationError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is no {model_class.__name__}: pass a .pt or .safetensors file, a folder with config.json or with "
             f"{subfolder}/, or the id of such a pipeline on the Hub."
         ) from error
     if class_name != model_class.__name__:
-        raise ValueError(f"{path} holds a {class_name}, not a {model_class.__name__}.")
+        raise InputError(f"{path} holds a {class_name}, not a {model_class.__name__}.")
     model, info = model_class.from_pretrained(path, output_loading_info=True, **where)
     faults = [
         f"{len(info[kind])} {said} ({', '.join(sorted(map(str, info[kind]))[:3])})"
@@ -91,7 +92,7 @@ def load_pretrained(model_class: type[Model], path: str | Path) -> Model:
         if info[kind]
     ]
     if faults:
-        raise ValueError(f"The weights in {path} do not match its config.json; parameters: {', '.join(faults)}.")
+        raise InputError(f"The weights in {path} do not match its config.json; parameters: {', '.join(faults)}.")
     return model
 
 
@@ -121,11 +122,11 @@ def load_weights(
         ValueError: if the two differ in anything else.
     """
     if type(model) is not type(pretrained):
-        raise ValueError(f"A {type(model).__name__} cannot start from a {type(pretrained).__name__}.")
+        raise InputError(f"A {type(model).__name__} cannot start from a {type(pretrained).__name__}.")
     ours, theirs = _architecture(model), _architecture(pretrained)
     differing = [f"{key}={theirs.get(key)} (here {ours.get(key)})" for key in ours if ours[key] != theirs.get(key)]
     if differing:
-        raise ValueError(
+        raise InputError(
             f"The pretrained {type(model).__name__} has {', '.join(differing)}: only classes, channels, image size and "
             "dropout may differ, leave the rest as it is there."
         )
@@ -172,7 +173,7 @@ def with_replaced(model: Model, **changed) -> tuple[Model, list[ReplacedParamete
     """
     wrong = sorted(set(changed) - (REPLACEABLE & set(model.config)))
     if wrong:
-        raise ValueError(
+        raise InputError(
             f"{', '.join(wrong)} of a pretrained {type(model).__name__} cannot be changed: only "
             f"{', '.join(sorted(REPLACEABLE & set(model.config)))} can."
         )

@@ -9,6 +9,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from diffusers_cg.errors import InputError
 from diffusers_cg.models.adm_trunk import (
     ADMTrunkMixin,
     ResampleType,
@@ -87,9 +88,9 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
     ):
         super().__init__()
         if pool not in get_args(Pooling):
-            raise ValueError(f"`pool` must be one of {get_args(Pooling)}, got {pool!r}.")
+            raise InputError(f"`pool` must be one of {get_args(Pooling)}, got {pool!r}.")
         if num_classes < 1:
-            raise ValueError(f"`num_classes` must be at least 1, got {num_classes}.")
+            raise InputError(f"`num_classes` must be at least 1, got {num_classes}.")
         check_class_names(class_names, num_classes, "num_classes")
         attention_head_dim = resolve_attention_head_dim(attention_head_dim, num_attention_heads)
         self.register_to_config(attention_head_dim=attention_head_dim)
@@ -171,7 +172,7 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
         self.check_sample(sample)
         size = self.config.sample_size
         if self.config.pool == "attention" and tuple(sample.shape[2:]) != height_and_width(size):
-            raise ValueError(
+            raise InputError(
                 f"A classifier with attention pooling takes images of its own size {size}, got {tuple(sample.shape[2:])}."
             )
 

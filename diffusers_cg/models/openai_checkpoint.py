@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
+from diffusers_cg.errors import InputError
 from diffusers_cg.models.openai_layout import from_openai_state_dict, to_openai_state_dict
 
 
@@ -148,24 +149,24 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     with open(path, "rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     if is_zip and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is truncated: fetch it again.")
+        raise InputError(f"{path} is truncated: fetch it again.")
     try:
         if path.suffix == ".safetensors":
             state_dict = load_file(path)
         else:  # torch maps the files that it writes today, not those of before 2020
             state_dict = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is not a file of tensors alone, and is refused, since reading anything else from it could run "
             "foreign code: save its model's state_dict() with torch.save or safetensors and pass that."
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint; it is truncated or another kind of file.") from error
+        raise InputError(f"{path} cannot be read as a checkpoint; it is truncated or another kind of file.") from error
     if not isinstance(state_dict, Mapping) or not all(
         isinstance(value, torch.Tensor) for value in state_dict.values()
     ):
         held = f"the entries {_few(state_dict)}" if isinstance(state_dict, Mapping) else type(state_dict).__name__
-        raise ValueError(f"{path} is not a model's state dictionary, which names tensors; it holds {held}.")
+        raise InputError(f"{path} is not a model's state dictionary, which names tensors; it holds {held}.")
     return dict(state_dict)
 
 
@@ -212,7 +213,7 @@ class _Trunk:
         self.shapes = shapes
         numbers = _block_numbers(shapes, "input_blocks")
         if numbers != set(range(len(numbers))):
-            raise ValueError(
+            raise InputError(
                 "This checkpoint resamples without parameters between its levels (conv_resample=False, "
                 "resblock_updown=False), which these models do not have."
             )
@@ -225,7 +226,7 @@ class _Trunk:
         for name in ("0.out_layers.3.weight", "0.op.weight", "0.weight"):
             if f"input_blocks.{block}.{name}" in self.shapes:
                 return self.shapes[f"input_blocks.{block}.{name}"][0]
-        raise ValueError(f"Block input_blocks.{block} is none of a guided-diffusion network's.")
+        raise InputError(f"Block input_blocks.{block} is none of a guided-diffusion network's.")
 
     def levels(self, layers_per_block: int) -> list[_Level] | None:
         """The levels, if every one of them has so many residual blocks; None if that cannot be."""
@@ -264,7 +265,7 @@ def recognise(
     try:
         return _recognise(shapes, sample_size, layers_per_block, low_res_channels)
     except KeyError as error:
-        raise ValueError(
+        raise InputError(
             f"This is not a checkpoint of guided-diffusion's networks: {error.args[0]} is missing; it holds {_few(shapes)}."
         ) from error
 
@@ -287,7 +288,7 @@ def _recognise(
         resample_type = "conv" if trunk.convolutions else "resnet"
         layers_per_block, levels = _choose_levels(trunk, coarsest_side, sample_size, layers_per_block)
     if levels is None:
-        raise ValueError("The blocks of this checkpoint are not arranged in levels as guided-diffusion's are.")
+        raise InputError("The blocks of this checkpoint are not arranged in levels as guided-diffusion's are.")
 
     emb_width, first_width = (
         shapes[f"input_blocks.1.0.{name}"][0] for name in ("emb_layers.1.weight", "out_layers.3.weight")
@@ -317,7 +318,7 @@ def _recognise_unet(shapes: Shapes, low_res_channels: int | None) -> dict[str, A
         if (3, 3) in fits:
             fits = [(3, 3)]
         if len(fits) != 1:
-            raise ValueError(
+            raise InputError(
                 f"A unet from {network_in} to {network_out} channels may generate or upsample: pass low_res_channels=0, "
                 "or the channels of the low-resolution image."
             )
@@ -343,7 +344,7 @@ def _recognise_classifier(shapes: Shapes) -> dict[str, Any]:
                 "num_classes": shapes[last][0],
                 "pool": pool,
             }
-    raise ValueError(f"This classifier's head is unknown: {_few(name for name in shapes if name.startswith('out.'))}.")
+    raise InputError(f"This classifier's head is unknown: {_few(name for name in shapes if name.startswith('out.'))}.")
 
 
 def _recognise_up_blocks(shapes: Shapes) -> tuple[int, str]:
@@ -372,7 +373,7 @@ def _choose_levels(
     if sample_size is not None and coarsest_side is not None:
         choices = {n: levels for n, levels in choices.items() if coarsest_side * 2 ** (len(levels) - 1) == sample_size}
     if len(choices) > 1:
-        raise ValueError(
+        raise InputError(
             "The shapes of this classifier allow several numbers of residual blocks per level: pass layers_per_block, "
             f"one of {sorted(choices)}."
         )
@@ -443,7 +444,7 @@ class OpenAICheckpointMixin:
         shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
         recognised = recognise(shapes, sample_size, layers_per_block, low_res_channels)
         if recognised.kind != cls._openai_kind:
-            raise ValueError(
+            raise InputError(
                 f"This checkpoint is a {recognised.kind}'s, not a {cls._openai_kind}'s: load it with "
                 f"{'ADMUNet2DModel' if recognised.kind == 'unet' else 'NoisyClassifierModel'}.from_single_file."
             )
@@ -515,7 +516,7 @@ def _complete(
         missing.append("new_attention_order= (use_new_attention_order)")
     if missing:
         found = ", ".join(f"{key}={value}" for key, value in recognised.arguments.items())
-        raise ValueError(
+        raise InputError(
             f"This {recognised.kind} is none of OpenAI's released ones ({found}), and its shapes do not tell "
             f"everything: pass {'; '.join(missing)}.{_kin(recognised)}"
         )

@@ -9,6 +9,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 from tqdm.auto import tqdm
 
+from diffusers_cg.errors import InputError
 from diffusers_cg.models.attention_pool import AttentionPool2D
 
 
@@ -206,7 +207,7 @@ def _check_shapes(model: nn.Module, entries: list[Entry], state_dict: Mapping[st
         if names
     ]
     if faults:
-        raise ValueError(
+        raise InputError(
             f"The parameters of this checkpoint do not match the {type(model).__name__} that their names and shapes "
             f"suggest: {', '.join(faults)}."
         )

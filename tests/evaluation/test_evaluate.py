@@ -11,6 +11,8 @@ from tiny_extractor import Thumbnails, mean_colors
 from typer.testing import CliRunner
 
 from diffusers_cg.cli import app
+from diffusers_cg.data.images import resize_and_crop
+from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation import (
     FunctionExtractor,
     compare,
@@ -24,7 +26,6 @@ from diffusers_cg.evaluation import (
     open_images,
     precision_recall,
 )
-from diffusers_cg.image_files import resize_and_crop
 
 
 def pixels(count=30, size=8, channels=3, seed=0):
@@ -385,7 +386,7 @@ BAD_SETS = {
         ),
         (SAMPLES[0], ValueError, "The array has the shape (8, 8, 3): images must be (N, H, W, C)"),
         (SAMPLES[:1], ValueError, "array holds 1 image: metrics need at least 4, and thousands to mean something."),
-        (list(SAMPLES), TypeError, "must be an array, a path or a dataset, got list: pass a numpy array"),
+        (list(SAMPLES), InputError, "must be an array, a path or a dataset, got list: pass a numpy array"),
     ],
 )
 def test_bad_arrays(images, error, said):
@@ -395,7 +396,7 @@ def test_bad_arrays(images, error, said):
 
 
 def test_bad_extractors_from_python():
-    with pytest.raises(TypeError, match="`extractor` must be a function of images or a FeatureExtractor, got 3"):
+    with pytest.raises(InputError, match="`extractor` must be a function of images or a FeatureExtractor, got 3"):
         evaluate(SAMPLES, REFERENCE, 3)
     with pytest.raises(ValueError, match="array holds images: pass an extractor to measure them with"):
         evaluate(SAMPLES, REFERENCE)

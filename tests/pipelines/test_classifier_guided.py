@@ -21,6 +21,7 @@ from processes import run_function
 from tiny import seeded
 
 from diffusers_cg import DIGITS, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline, GaussianDiffusion
+from diffusers_cg.errors import InputError
 
 
 DDPM, DDIM = ClassifierGuidedDDPMPipeline, ClassifierGuidedDDIMPipeline
@@ -499,20 +500,24 @@ def check_refused(pipe, changed, error, said):
 REFUSED = {
     "label out of range": ({"class_labels": [0, 5]}, ValueError, r"`class_labels` must lie in 0\.\.4, got \[0, 5\]"),
     "negative label": ({"class_labels": -1}, ValueError, r"`class_labels` must lie in 0\.\.4"),
-    "fractional label": ({"class_labels": [0, 1.5]}, TypeError, "`class_labels` must be whole numbers"),
-    "float label": ({"class_labels": 2.0}, TypeError, "`class_labels` must be whole numbers"),
-    "bool label": ({"class_labels": True}, TypeError, "`class_labels` must be whole numbers"),
-    "bool labels": ({"class_labels": torch.tensor([True, False])}, TypeError, "must be whole numbers, got torch.bool"),
-    "text label": ({"class_labels": "cat"}, TypeError, "`class_labels` must be whole numbers, got 'cat'"),
-    "text labels": ({"class_labels": ["cat", "dog"]}, TypeError, "`class_labels` must be whole numbers"),
-    "label missing in between": ({"class_labels": [0, None]}, TypeError, "`class_labels` must be whole numbers"),
-    "ragged labels": ({"class_labels": [[0], [1, 2]]}, TypeError, "`class_labels` must be whole numbers"),
+    "fractional label": ({"class_labels": [0, 1.5]}, InputError, "`class_labels` must be whole numbers"),
+    "float label": ({"class_labels": 2.0}, InputError, "`class_labels` must be whole numbers"),
+    "bool label": ({"class_labels": True}, InputError, "`class_labels` must be whole numbers"),
+    "bool labels": (
+        {"class_labels": torch.tensor([True, False])},
+        InputError,
+        "must be whole numbers, got torch.bool",
+    ),
+    "text label": ({"class_labels": "cat"}, InputError, "`class_labels` must be whole numbers, got 'cat'"),
+    "text labels": ({"class_labels": ["cat", "dog"]}, InputError, "`class_labels` must be whole numbers"),
+    "label missing in between": ({"class_labels": [0, None]}, InputError, "`class_labels` must be whole numbers"),
+    "ragged labels": ({"class_labels": [[0], [1, 2]]}, InputError, "`class_labels` must be whole numbers"),
     "nested labels": (
         {"class_labels": [[0], [1]]},
         ValueError,
         r"one label or a flat list of them, got shape \(2, 1\)",
     ),
-    "no labels": ({"class_labels": []}, (ValueError, TypeError), "`class_labels` must be"),
+    "no labels": ({"class_labels": []}, InputError, "`class_labels` must be"),
     "missing labels": ({"class_labels": None}, ValueError, r"`class_labels` are missing: guidance \(.*\) needs one"),
     "other number of labels": ({"batch_size": 3}, ValueError, "holds 2 labels for a batch of 3"),
     "no images": ({"class_labels": 0, "batch_size": 0}, ValueError, "`batch_size` must be a positive whole number"),
@@ -529,12 +534,12 @@ REFUSED = {
     "negative timesteps": ({"timesteps": [5, -1]}, ValueError, "`timesteps` must decrease .* to at least 0"),
     "no timesteps": ({"timesteps": []}, ValueError, r"`timesteps` must decrease strictly.*got \[\]"),
     "fractional timesteps": ({"timesteps": [5.5, 1]}, ValueError, "`timesteps` must be whole numbers"),
-    "one number as timesteps": ({"timesteps": 5}, (ValueError, TypeError), "`timesteps` must be"),
+    "one number as timesteps": ({"timesteps": 5}, InputError, "`timesteps` must be"),
     "negative scale": ({"classifier_scale": -1}, ValueError, "must be finite and at least 0"),
     "one negative scale": ({"classifier_scale": [1, -1]}, ValueError, "must be finite and at least 0"),
     "NaN scale": ({"classifier_scale": math.nan}, ValueError, "must be finite and at least 0"),
     "infinite scale": ({"classifier_scale": math.inf}, ValueError, "must be finite and at least 0"),
-    "scale as text": ({"classifier_scale": "high"}, TypeError, "`classifier_scale` must be a number"),
+    "scale as text": ({"classifier_scale": "high"}, InputError, "`classifier_scale` must be a number"),
     "other number of scales": ({"classifier_scale": [1, 2, 3]}, ValueError, r"one number or one per image \(2\)"),
     "nested scales": ({"classifier_scale": [[1], [2]]}, ValueError, r"one number or one per image \(2\)"),
     "other latents": (
@@ -545,12 +550,12 @@ REFUSED = {
     "other number of generators": ({"generator": [seeded()] * 3}, ValueError, "list of 3 for a batch of 2"),
     "seed as generator": (
         {"generator": 7},
-        TypeError,
+        InputError,
         "`generator` must be a torch.Generator or a list of them, got 7",
     ),
     "latents as array": (
         {"latents": np.zeros((2, 3, 8, 8))},
-        TypeError,
+        InputError,
         "`latents` must be a torch.Tensor, got ndarray",
     ),
     "unknown output": ({"output_type": "png"}, ValueError, r"`output_type` must be one of .*got 'png'"),

@@ -18,6 +18,7 @@ from diffusers_cg import (
     ClassifierGuidedSuperResolutionPipeline,
 )
 from diffusers_cg.diffusion import to_ddim_scheduler
+from diffusers_cg.errors import InputError
 
 
 Upsampler, DDPM, DDIM = (
@@ -273,10 +274,10 @@ REFUSED = {
     "in [-1, 1]": ({"image": 2 * LOW_RES - 1}, ValueError, r"`image` holds values that are not in \[0, 1\]"),
     "in [0, 255]": ({"image": 255 * LOW_RES}, ValueError, r"not in \[0, 1\]"),
     "NaN": ({"image": LOW_RES * math.nan}, ValueError, r"not in \[0, 1\]"),
-    "8 bits": ({"image": np.zeros((2, 4, 4, 3), np.uint8)}, TypeError, "got torch.uint8: divide 8-bit values by 255"),
-    "text": ({"image": "low.png"}, TypeError, "`image` must be PIL images, arrays or tensors, got str"),
-    "nothing": ({"image": None}, TypeError, "`image` must be PIL images, arrays or tensors, got NoneType"),
-    "text in numpy": ({"image": np.array(["a"])}, TypeError, "`image` must be PIL images, .*, got an array of <U1"),
+    "8 bits": ({"image": np.zeros((2, 4, 4, 3), np.uint8)}, InputError, "got torch.uint8: divide 8-bit values by 255"),
+    "text": ({"image": "low.png"}, InputError, "`image` must be PIL images, arrays or tensors, got str"),
+    "nothing": ({"image": None}, InputError, "`image` must be PIL images, arrays or tensors, got NoneType"),
+    "text in numpy": ({"image": np.array(["a"])}, InputError, "`image` must be PIL images, .*, got an array of <U1"),
     "no image": ({"image": []}, ValueError, "`image` is an empty list"),
     "an empty batch": ({"image": torch.zeros(0, 3, 4, 4)}, ValueError, "`image` is an empty batch"),
     "one plane": ({"image": torch.zeros(4, 4)}, ValueError, r"of 3 or 4 dimensions, got shape \(4, 4\)"),

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from tiny import with_weights
 
 from diffusers_cg import GaussianDiffusion
+from diffusers_cg.data.sources import load_image_folder
 from diffusers_cg.training import train_unet
 from diffusers_cg.training.data import TrainingImages
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
-from diffusers_cg.training.sources import load_image_folder
 
 
 TOTAL = 8

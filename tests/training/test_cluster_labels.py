@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from processes import run_command
 
-from diffusers_cg.errors import UserError
-from diffusers_cg.image_files import list_class_folders, list_files, load_image
+from diffusers_cg.data.images import list_class_folders, list_files, load_image
+from diffusers_cg.data.sources import load_image_folder
+from diffusers_cg.errors import InputError
 from diffusers_cg.training.cluster_labels import (
     FeatureSettings,
     extract_features,
@@ -19,7 +20,6 @@ from diffusers_cg.training.cluster_labels import (
     load_clusters,
     nearest_centers,
 )
-from diffusers_cg.training.sources import load_image_folder
 
 
 PIXELS = FeatureSettings("pixels", pixels_size=16)
@@ -248,7 +248,7 @@ def test_numbers_that_cannot_be_meant(refused, tmp_path):
 
 def test_images_that_do_not_differ():
     features = np.repeat(np.eye(2, dtype=np.float32), 10, axis=0)
-    with pytest.raises(UserError, match="Only 2 of 3 clusters hold images.*--num_clusters 2 or fewer"):
+    with pytest.raises(InputError, match="Only 2 of 3 clusters hold images.*--num_clusters 2 or fewer"):
         find_centers(features, 3)
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_cg.data.sources import load_image_folder
 from diffusers_cg.diffusion import UniformSampler
 from diffusers_cg.training import export_digits
 from diffusers_cg.training.data import EndlessSampler, TrainingImages, training_loader
 from diffusers_cg.training.draws import draw_timesteps_and_noise
-from diffusers_cg.training.sources import load_image_folder
 
 
 def save_image(path, pixels, **options):

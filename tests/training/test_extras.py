@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from diffusers_cg.extras import MissingExtraError, import_extra
+from diffusers_cg.errors import MissingExtraError, import_extra
 
 
 def test_an_installed_module_is_imported():

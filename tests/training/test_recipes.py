@@ -10,7 +10,7 @@ import torch
 from reference import DATA
 
 from diffusers_cg import DIGITS
-from diffusers_cg.errors import UserError
+from diffusers_cg.errors import InputError
 from diffusers_cg.models.openai_checkpoint import RELEASED_CHECKPOINTS
 from diffusers_cg.training import train_classifier, train_unet
 from diffusers_cg.training.arguments import accumulation_steps, check_training_arguments
@@ -216,7 +216,7 @@ def test_batches_are_accumulated_to_the_total():
     ],
 )
 def test_a_total_that_cannot_be_reached(flags, said):
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(InputError, match=said):
         accumulation_steps(batch_args("--total_batch_size", "256", *flags), num_processes=2)
 
 

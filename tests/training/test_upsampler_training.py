@@ -11,9 +11,9 @@ from PIL import Image
 from processes import Signal, run_command
 
 from diffusers_cg import ADMUNet2DModel, ClassifierGuidedSuperResolutionPipeline
+from diffusers_cg.data.sources import load_image_folder
 from diffusers_cg.training.data import TrainingImages, downscale
 from diffusers_cg.training.draws import draw_low_res_augmentation
-from diffusers_cg.training.sources import load_image_folder
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

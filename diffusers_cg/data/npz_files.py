@@ -10,7 +10,8 @@ from typing import IO
 
 import numpy as np
 
-from diffusers_cg.evaluation.image_sets import FeatureStatistics, ImageSet, check_array
+from diffusers_cg.data.image_sets import FeatureStatistics, ImageSet, check_array
+from diffusers_cg.errors import InputError
 
 
 IMAGES = "arr_0"
@@ -63,7 +64,7 @@ def open_npz(path: Path) -> NpzImages | FeatureStatistics:
         dtype, shape, fortran_order = _read_header(member, path)
     shape = check_array(f"{IMAGES} of {path}", dtype, shape)
     if fortran_order:
-        raise ValueError(f"{IMAGES} of {path} is in Fortran order: save np.ascontiguousarray(images) instead.")
+        raise InputError(f"{IMAGES} of {path} is in Fortran order: save np.ascontiguousarray(images) instead.")
     return NpzImages(str(path), shape, path, statistics=statistics)
 
 
@@ -82,7 +83,7 @@ def _member_names(path: Path) -> set[str]:
 def _open_member(path: Path) -> IO[bytes]:
     names = _member_names(path)
     if IMAGES not in names:
-        raise ValueError(f"{path} has no array {IMAGES} of images, only {', '.join(sorted(names)) or 'nothing'}.")
+        raise InputError(f"{path} has no array {IMAGES} of images, only {', '.join(sorted(names)) or 'nothing'}.")
     archive = _open_archive(path)
     with archive:  # the member keeps the file open until it is closed itself
         return archive.open(f"{IMAGES}.npy")
@@ -104,12 +105,12 @@ def _read_statistics(path: Path, names: tuple[str, str]) -> tuple[np.ndarray, np
     except (*DAMAGE, ValueError, TypeError, OSError) as error:
         raise _damaged(path, error) from error
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(
+        raise InputError(
             f"{names[0]} and {names[1]} of {path} must have the shapes (D,) and (D, D), got {mean.shape} and "
             f"{covariance.shape}."
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise ValueError(f"{names[0]} and {names[1]} of {path} hold values that are not finite.")
+        raise InputError(f"{names[0]} and {names[1]} of {path} hold values that are not finite.")
     return mean, covariance
 
 

@@ -12,11 +12,12 @@ from accelerate.utils import parse_flag_from_env
 from PIL import Image
 from tqdm.auto import tqdm
 
-from diffusers_cg.image_grid import GRID_FILE, image_grid
+from diffusers_cg.data.grids import GRID_FILE, image_grid
+from diffusers_cg.errors import InputError
+from diffusers_cg.generation.folder import SampleFolder, to_uint8
+from diffusers_cg.generation.requests import Request, check_classes, make_requests
+from diffusers_cg.generation.stages import Stage, resolve_device
 from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
-from diffusers_cg.sampling.folder import SampleFolder, to_uint8
-from diffusers_cg.sampling.requests import Request, check_classes, make_requests
-from diffusers_cg.sampling.stages import Stage, resolve_device
 
 
 LOW_RES_FOLDER = ".low_res"
@@ -68,9 +69,9 @@ def sample_to_folder(
     """
     for name, value, least in (("seed", seed, 0), ("batch_size", batch_size, 1), ("num_samples", num_samples, 1)):
         if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+            raise InputError(f"`{name}` must be at least {least}, got {value}.")
     if not (png or npz):
-        raise ValueError("Neither `png` nor `npz`: there would be nothing left of the samples.")
+        raise InputError("Neither `png` nor `npz`: there would be nothing left of the samples.")
     processes = start_processes()
     run = Run(
         SampleFolder(Path(output_dir)),
@@ -246,7 +247,7 @@ def check_fit(pipe: ClassifierGuidedPipeline, demands: dict[str, Any]) -> None:
     offers = {"image shape": pipe.sample_shape, "number of classes": pipe.num_classes}
     for name, demanded in demands.items():
         if None not in (demanded, offers[name]) and offers[name] != demanded:
-            raise ValueError(
+            raise InputError(
                 f"The two stages do not fit together: the {name} of the first is {offers[name]}, but the upsampler "
                 f"is made for {demanded}."
             )

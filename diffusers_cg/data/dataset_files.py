@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusers_cg.evaluation.encoded_images import EncodedFile
-from diffusers_cg.extras import MissingExtraError, import_extra
+from diffusers_cg.data.encoded_images import EncodedFile
+from diffusers_cg.errors import InputError, MissingExtraError, import_extra
 
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class DatasetFiles(Sequence[EncodedFile]):
     def _file(self, index: int, value: dict | None) -> EncodedFile:
         name = f"row {index} of {self.source}"
         if value is None or (value["bytes"] is None and value["path"] is None):
-            raise ValueError(f"There is no image in the column {self.column}, {name}: remove such rows.")
+            raise InputError(f"There is no image in the column {self.column}, {name}: remove such rows.")
         data = value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
         return EncodedFile(name, data)
 
@@ -88,7 +88,7 @@ def open_dataset(
     dataset = source if is_loaded else _load(name, split, config_name)
     if isinstance(dataset, dict):
         if len(dataset) > 1:
-            raise ValueError(f"{name} has the splits {', '.join(dataset)}: pass one with --split.")
+            raise InputError(f"{name} has the splits {', '.join(dataset)}: pass one with --split.")
         (dataset,) = dataset.values()
     datasets = import_extra("datasets", "eval")
     columns = [column for column, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
@@ -96,9 +96,9 @@ def open_dataset(
         image_column = columns[0]
     if image_column not in columns:
         if not columns:
-            raise ValueError(f"{name} has no column of images, only {', '.join(dataset.features)}.")
+            raise InputError(f"{name} has no column of images, only {', '.join(dataset.features)}.")
         problem = "several columns of images" if image_column is None else f"no column of images {image_column}"
-        raise ValueError(f"{name} has {problem}: pass one of {', '.join(columns)} with --image_column.")
+        raise InputError(f"{name} has {problem}: pass one of {', '.join(columns)} with --image_column.")
     return DatasetFiles(dataset, image_column, name if split is None else f"{name}, split {split}")
 
 
@@ -116,12 +116,12 @@ def _load(name: str, split: str | None, config_name: str | None) -> "Dataset | d
     except Exception as error:  # whatever a loader, pyarrow or the network raises
         absent = "" if path.is_dir() else f"There is no file or folder {name}, and "
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{absent}{name} cannot be loaded as a dataset ({reason.rstrip('.')}).") from error
+        raise InputError(f"{absent}{name} cannot be loaded as a dataset ({reason.rstrip('.')}).") from error
     if split is None:
         return loaded
     if not isinstance(loaded, dict) or split not in loaded:
         there = f"the splits {', '.join(loaded)}" if isinstance(loaded, dict) else "no splits"
-        raise ValueError(f"{name} has {there}, not {split}: change --split.")
+        raise InputError(f"{name} has {there}, not {split}: change --split.")
     return loaded[split]
 
 

@@ -12,6 +12,7 @@ import torch
 from diffusers import ModelMixin
 
 from diffusers_cg.diffusion import to_ddim_scheduler, to_ddpm_scheduler
+from diffusers_cg.errors import InputError
 from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
@@ -86,7 +87,7 @@ class Stage:
             check_level(name, self.options.get(name, 0.0))
         if "eta" in self.options:
             if self.sampler == "ddpm":
-                raise ValueError("`eta` is for the sampler ddim: ddpm adds all the noise of its steps.")
+                raise InputError("`eta` is for the sampler ddim: ddpm adds all the noise of its steps.")
             check_eta(self.options["eta"], pipe.scheduler)
         pipe.prepare_inputs(
             class_labels=None if classes is None else [min(classes), max(classes)],
@@ -134,9 +135,9 @@ def check_path(path: str) -> None:
     """Raises `ValueError` where a path can be neither a pipeline's folder nor a name on the Hub."""
     folder = Path(path)
     if folder.exists() and not (folder / "model_index.json").is_file():
-        raise ValueError(f"{path} is not the folder of a pipeline (it has no model_index.json).")
+        raise InputError(f"{path} is not the folder of a pipeline (it has no model_index.json).")
     if not folder.exists() and not HUB_NAME.fullmatch(path):
-        raise ValueError(f"There is no folder {path}: pass that of a saved pipeline, or OWNER/NAME on the Hub.")
+        raise InputError(f"There is no folder {path}: pass that of a saved pipeline, or OWNER/NAME on the Hub.")
 
 
 def resolve_device(device: str | None) -> torch.device:
@@ -150,6 +151,6 @@ def resolve_device(device: str | None) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
+        raise InputError(
             f"`device` is {device!r}, which cannot be used here ({str(error).splitlines()[0]})."
         ) from error

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_cg.image_grid import image_grid
+from diffusers_cg.data.grids import image_grid
 
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from diffusers_cg.errors import UserError
-from diffusers_cg.image_grid import GRID_FILE
+from diffusers_cg.data.grids import GRID_FILE
+from diffusers_cg.errors import InputError
 
 
 # what lies on top of a folder of samples, beside the images
@@ -54,13 +54,13 @@ def load_image(file: str | Path | BinaryIO, channels: int, name: str | None = No
     """Reads a file, or what was read of one, turned upright, by [`convert_channels`].
 
     Raises:
-        UserError: if it cannot be read as an image; the sentence calls it `name`, or else by its path.
+        InputError: if it cannot be read as an image; the sentence calls it `name`, or else by its path.
     """
     try:
         with Image.open(file) as opened:
             return convert_channels(ImageOps.exif_transpose(opened), channels)
     except DECODING_ERRORS as error:
-        raise UserError(f"{name or file} cannot be read as an image: {_describe(error)}.") from error
+        raise InputError(f"{name or file} cannot be read as an image: {_describe(error)}.") from error
 
 
 def _describe(error: Exception) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from diffusers_cg.evaluation.image_sets import ImageSet
-from diffusers_cg.image_files import DECODING_ERRORS, list_images, load_image, resize_and_crop
+from diffusers_cg.data.image_sets import ImageSet
+from diffusers_cg.data.images import DECODING_ERRORS, list_images, load_image, resize_and_crop
+from diffusers_cg.errors import InputError
 
 
 GRAY_MODES = {"1", "L", "I", "I;16", "I;16B", "I;16L", "F"}
@@ -93,9 +94,9 @@ def open_encoded(
         ValueError: if there are no files, one is not an image, or sizes differ without a `resolution`.
     """
     if resolution is not None and resolution < 1:
-        raise ValueError(f"`resolution` must be at least 1, got {resolution}.")
+        raise InputError(f"`resolution` must be at least 1, got {resolution}.")
     if not len(files):
-        raise ValueError(f"{source} holds no images.")
+        raise InputError(f"{source} holds no images.")
     first, size, modes, formats, hashes = None, None, set(), set(), hashlib.sha256()
     for file in tqdm(files, desc=f"Files of {source}", unit="image", leave=False, disable=not progress_bar):
         own_size, mode, format = _image_header(file)
@@ -117,9 +118,9 @@ def _image_header(file: EncodedFile) -> tuple[tuple[int, int], str, str]:
         with Image.open(io.BytesIO(file.data)) as image:
             return image.size, image.mode, image.format
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{file.name} is not an image: remove it, or name a set of images alone.") from error
+        raise InputError(f"{file.name} is not an image: remove it, or name a set of images alone.") from error
     except DECODING_ERRORS as error:
-        raise ValueError(f"{file.name} cannot be read as an image: {error}.") from error
+        raise InputError(f"{file.name} cannot be read as an image: {error}.") from error
 
 
 def _mixed_sizes(source: str, name: str, size: tuple[int, int], other: str, other_size: tuple[int, int]) -> ValueError:

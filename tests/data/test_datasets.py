@@ -11,8 +11,8 @@ from tiny_extractor import Thumbnails
 from typer.testing import CliRunner
 
 from diffusers_cg.cli import app
+from diffusers_cg.errors import MissingExtraError
 from diffusers_cg.evaluation import evaluate, measure, open_images
-from diffusers_cg.extras import MissingExtraError
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from diffusers_cg import ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline, GaussianDiffusion
 from diffusers_cg.cli import app
 from diffusers_cg.diffusion import bits_per_dimension
-from diffusers_cg.seeds import seeded_generator
+from diffusers_cg.diffusion.seeds import seeded_generator
 
 
 STEPS = 12

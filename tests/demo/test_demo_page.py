@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffusers_cg import DIGITS
-from diffusers_cg.hub.demo import MAX_IMAGES, SCALES, Studio, build_page
+from diffusers_cg.demo.page import MAX_IMAGES, SCALES, Studio, build_page
 
 
 webdriver = pytest.importorskip("selenium.webdriver")

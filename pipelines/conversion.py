@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from diffusers_cg.files import atomic_directory
+from diffusers_cg.data.files import atomic_directory
+from diffusers_cg.errors import InputError
 from diffusers_cg.hub.model_card import write_openai_model_card
 from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.models.openai_checkpoint import (
@@ -111,10 +112,10 @@ def resolve_low_res_size(
     if low_res_size is None and released is not None:
         low_res_size = released.low_res_size
     if upsamples and low_res_size is None:
-        raise ValueError(
+        raise InputError(
             "This unet is an upsampling one, and its shapes do not tell from what size: pass low_res_size=, the side of "
             "the low-resolution images that it was trained on."
         )
     if not upsamples and low_res_size is not None:
-        raise ValueError("This unet generates from noise alone: low_res_size= is for upsampling ones.")
+        raise InputError("This unet generates from noise alone: low_res_size= is for upsampling ones.")
     return low_res_size

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from diffusers_cg.errors import InputError
+
 
 Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -91,8 +93,8 @@ def check_array(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[int
         ValueError: if it is not (N, H, W, C) uint8 with 1 or 3 channels.
     """
     if dtype != np.uint8:
-        raise ValueError(f"{name} is of dtype {dtype}: images must be uint8, in 0..255.")
+        raise InputError(f"{name} is of dtype {dtype}: images must be uint8, in 0..255.")
     if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
         hint = " Move the channels last." if len(shape) == 4 and shape[1] in (1, 3) else ""
-        raise ValueError(f"{name} has the shape {shape}: images must be (N, H, W, C) with 1 or 3 channels.{hint}")
+        raise InputError(f"{name} has the shape {shape}: images must be (N, H, W, C) with 1 or 3 channels.{hint}")
     return shape

@@ -8,12 +8,12 @@ from pathlib import Path
 from huggingface_hub import SpaceCard, SpaceCardData
 from packaging.requirements import Requirement
 
-from diffusers_cg.extras import import_extra
-from diffusers_cg.files import atomic_directory
+from diffusers_cg.data.files import atomic_directory
+from diffusers_cg.errors import import_extra
+from diffusers_cg.generation.stages import check_path
 from diffusers_cg.hub.model_card import CARD_FILE
 from diffusers_cg.hub.publishing import check_files, published_files
 from diffusers_cg.hub.standalone_code import PACKAGE
-from diffusers_cg.sampling.stages import check_path
 
 
 APP_FILE, MODEL_FOLDER = "app.py", "model"
@@ -24,7 +24,7 @@ APP = '''"""The page of {title}."""
 
 from pathlib import Path
 
-from diffusers_cg.hub.demo import Studio, build_page
+from diffusers_cg.demo.page import Studio, build_page
 
 
 page = build_page(Studio.load({path}), {title!r})

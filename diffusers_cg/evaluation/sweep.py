@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffusers_cg.data.files import atomic_update
+from diffusers_cg.data.grids import image_grid
+from diffusers_cg.data.images import list_images
+from diffusers_cg.data.open_set import Source
+from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.evaluation import FeatureExtractor, MeasuredSet, evaluate, measure
 from diffusers_cg.evaluation.measured_set import MIN_IMAGES
-from diffusers_cg.evaluation.open_set import Source
 from diffusers_cg.evaluation.report import REPORT_FILE, metric_names
-from diffusers_cg.extras import import_extra
-from diffusers_cg.files import atomic_update
-from diffusers_cg.image_files import list_images
-from diffusers_cg.image_grid import image_grid
-from diffusers_cg.sampling import Stage, sample_to_folder, start_processes
-from diffusers_cg.sampling.requests import check_classes
+from diffusers_cg.generation import Stage, sample_to_folder, start_processes
+from diffusers_cg.generation.requests import check_classes
 
 
 SWEEP_FILE, TABLE_FILE = "sweep.json", "table.md"
@@ -103,9 +103,9 @@ def sweep_to_folder(
     """
     for name, values in (("scales", scales), ("samplers", samplers)):
         if not values or len(set(values)) < len(values):
-            raise ValueError(f"`{name}` must name at least one, each once, got {', '.join(map(str, values))}.")
+            raise InputError(f"`{name}` must name at least one, each once, got {', '.join(map(str, values))}.")
     if num_samples < MIN_IMAGES:
-        raise ValueError(f"`num_samples` must be at least {MIN_IMAGES} for metrics, got {num_samples}.")
+        raise InputError(f"`num_samples` must be at least {MIN_IMAGES} for metrics, got {num_samples}.")
     import_extra("matplotlib.figure", "eval")  # before hours of work, not after
     stages = {
         (sampler, scale): Stage(model, sampler.name, sampler.num_inference_steps, scale, dtype)

@@ -16,7 +16,8 @@ from PIL import Image
 from processes import Signal
 
 from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
-from diffusers_cg.errors import UserError
+from diffusers_cg.data.sources import checked_images, load_training_dataset
+from diffusers_cg.errors import InputError
 from diffusers_cg.training.arguments import image_arguments
 from diffusers_cg.training.data import (
     SPARE_IMAGES,
@@ -25,7 +26,6 @@ from diffusers_cg.training.data import (
     examples_by_class,
     training_loader,
 )
-from diffusers_cg.training.sources import checked_images, load_training_dataset
 from diffusers_cg.training.train_classifier import parse_args
 
 
@@ -310,7 +310,9 @@ def test_training_and_validating_on_streams(train, named, root, tmp_path):
 def test_bad_images_of_a_dataset_are_found_at_the_start(images, root, capsys):
     path = write_parquet(root / "spoilt" / "train.parquet", bad=(4, 7))
     flags = {"train_data_files": path, "image_column": "picture", "label_column": "kind"}
-    with pytest.raises(UserError, match=r"^2 of 36 images cannot be read: image 4 \(not an image\); image 7 \(not an"):
+    with pytest.raises(
+        InputError, match=r"^2 of 36 images cannot be read: image 4 \(not an image\); image 7 \(not an"
+    ):
         images(**flags)
     found = images(**flags, skip_bad_images=True, dataloader_num_workers=2)
     assert found.num_images == 34 and "Skipped 2 of 36 images" in capsys.readouterr().out
@@ -321,7 +323,7 @@ def test_bad_images_of_a_dataset_are_found_at_the_start(images, root, capsys):
 def test_bad_images_met_in_the_middle(images, bad_shards, streaming):
     flags = {"train_data_files": bad_shards / "*.tar", "num_classes": 3, "shuffle_buffer_size": 0}
     flags |= {"streaming": True} if streaming else {"verify_images": False}
-    with pytest.raises(UserError, match=r"^image 0003.* cannot be read as an image: damaged: .*--skip_bad_images"):
+    with pytest.raises(InputError, match=r"^image 0003.* cannot be read as an image: damaged: .*--skip_bad_images"):
         drawn(evaluation_loader(images(**flags), 4), 9)
     found = images(**flags, skip_bad_images=True)
     with pytest.warns(UserWarning, match="cannot be read as an image"):
@@ -338,7 +340,7 @@ def test_too_many_bad_images_in_a_row(images, root):
     with (
         pytest.warns(UserWarning, match="cannot be read"),
         pytest.raises(
-            UserError, match=f"^None of {SPARE_IMAGES + 1} images in a row can be read; the last: image 0017 "
+            InputError, match=f"^None of {SPARE_IMAGES + 1} images in a row can be read; the last: image 0017 "
         ),
     ):
         drawn(evaluation_loader(images(**flags, skip_bad_images=True), 4), 9)
@@ -349,7 +351,7 @@ def test_a_row_without_an_image(images, root):
     content = {"image": [{"bytes": picture(1)}, None, {"bytes": picture(2)}], "label": [0, 1, 1]}
     (root / "hole").mkdir()
     datasets.Dataset.from_dict(content, features=features).to_parquet(root / "hole" / "train.parquet")
-    with pytest.raises(UserError, match=r"^1 of 3 images cannot be read: image 1 \(not an image\)"):
+    with pytest.raises(InputError, match=r"^1 of 3 images cannot be read: image 1 \(not an image\)"):
         images(dataset_name=root / "hole")
 
 
@@ -395,7 +397,7 @@ def test_datasets_that_cannot_be_meant(images, root, flags, said):
     path = root / "colours" / "train.parquet"
     if not path.exists():
         write_parquet(path, colour=["red"] * NUM_IMAGES)
-    with pytest.raises(UserError, match=f"{said}\\.$") as refused:
+    with pytest.raises(InputError, match=f"{said}\\.$") as refused:
         images(**{"train_data_files": path, **flags})
     assert "\n" not in str(refused.value)
 
@@ -411,12 +413,12 @@ def test_datasets_that_cannot_be_meant(images, root, flags, said):
 )
 def test_labels_that_are_not_counted_from_0(images, tmp_path, labels, said):
     path = write_parquet(tmp_path / "train.parquet", labels=labels * (NUM_IMAGES // 3))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(InputError, match=said):
         images(train_data_files=path, image_column="picture", label_column="kind")
 
 
 def test_a_label_of_no_class_in_a_stream(streamed):
-    with pytest.raises(UserError, match=r"^The stream cannot be read: Class label 2 .*\.$"):
+    with pytest.raises(InputError, match=r"^The stream cannot be read: Class label 2 .*\.$"):
         drawn(batches_of(streamed(num_classes=2)), 9)
 
 
@@ -424,7 +426,7 @@ def test_files_of_several_kinds_or_of_none(images, shards, parquet, tmp_path):
     (tmp_path / "notes.txt").touch()
     for files in ([shards / "0000.tar", parquet], [tmp_path / "notes.txt"]):
         with pytest.raises(
-            UserError, match=r"takes files of one kind, Parquet \(.parquet\) or webdataset \(.tar\), got"
+            InputError, match=r"takes files of one kind, Parquet \(.parquet\) or webdataset \(.tar\), got"
         ):
             images(train_data_files=files)
 
@@ -433,18 +435,18 @@ def test_shards_that_are_damaged(images, shards, tmp_path):
     (tmp_path / "a.tar").write_bytes((shards / "0000.tar").read_bytes()[:3000])
     (tmp_path / "b.tar").write_bytes(b"no archive at all")
     for name in ("a.tar", "b.tar"):
-        with pytest.raises(UserError, match="cannot be read: "):
+        with pytest.raises(InputError, match="cannot be read: "):
             drawn(batches_of(images(train_data_files=tmp_path / name, streaming=True, num_classes=3)), 9)
 
 
 def test_no_source_or_flags_of_another(images, few_digits, tmp_path):
-    with pytest.raises(UserError, match="^Pass one of --train_data_dir, --dataset_name, --train_data_files to say"):
+    with pytest.raises(InputError, match="^Pass one of --train_data_dir, --dataset_name, --train_data_files to say"):
         images()
     with pytest.raises(
-        UserError, match="^--label_column is for --dataset_name and --train_data_files, not for --train_d"
+        InputError, match="^--label_column is for --dataset_name and --train_data_files, not for --train_d"
     ):
         images(train_data_dir=few_digits, label_column="label")
-    with pytest.raises(UserError, match="nowhere cannot be read: "):
+    with pytest.raises(InputError, match="nowhere cannot be read: "):
         images(dataset_name=tmp_path / "nowhere")
 
 
@@ -470,7 +472,7 @@ def test_images_without_labels_are_one_class(tmp_path, streaming):
     assert images.class_names == ["images"]
     seen = [(number_of(image), label) for image, label in unlabelled_batches(images)]
     assert sorted(seen) == [(number, 0) for number in range(NUM_IMAGES)]
-    with pytest.raises(UserError, match="Pass --label_column to say which column to take, of picture"):
+    with pytest.raises(InputError, match="Pass --label_column to say which column to take, of picture"):
         load_training_dataset(args)
 
 

@@ -9,11 +9,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from diffusers_cg.diffusion import BitsPerDimension, GaussianDiffusion, bits_per_dimension, resolve_timesteps
-from diffusers_cg.errors import UserError
-from diffusers_cg.extras import import_extra
-from diffusers_cg.files import atomic_directory
-from diffusers_cg.image_files import (
+from diffusers_cg.data.files import atomic_directory
+from diffusers_cg.data.images import (
     image_fault,
     list_class_folders,
     list_files,
@@ -22,10 +19,12 @@ from diffusers_cg.image_files import (
     resize_and_crop,
     to_tensor,
 )
+from diffusers_cg.diffusion import BitsPerDimension, GaussianDiffusion, bits_per_dimension, resolve_timesteps
+from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.errors import InputError, import_extra
+from diffusers_cg.generation import Stage, resolve_device
 from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
 from diffusers_cg.pipelines.steps import clip_range
-from diffusers_cg.sampling import Stage, resolve_device
-from diffusers_cg.seeds import seeded_generator
 
 
 REPORT_FILE, TERMS_FILE, PLOT_FILE = "nll.json", "terms.npz", "nll.png"
@@ -79,12 +78,12 @@ def likelihood_to_folder(
         device (`str`, *optional*): A GPU if there is one, by default.
 
     Raises:
-        ValueError, UserError, OSError: with one sentence; nothing has been computed by then.
+        ValueError, InputError, OSError: with one sentence; nothing has been computed by then.
         MissingExtraError: if matplotlib is not installed.
     """
     for name, value, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
         if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+            raise InputError(f"`{name}` must be at least {least}, got {value}.")
     import_extra("matplotlib.figure", "eval")  # before hours of work, not after
     with atomic_directory(output_dir, replaces=REPORT_FILE) as directory:
         pipe = Stage(model).load_base().to(resolve_device(device))
@@ -121,28 +120,28 @@ def find_images(directory: Path, num_classes: int | None) -> tuple[list[Path], l
     """All images of a folder and, for a class-conditional model, their labels.
 
     Raises:
-        UserError: if there is no such folder, it holds no images or not as many classes as the model knows, or a file
+        InputError: if there is no such folder, it holds no images or not as many classes as the model knows, or a file
             cannot be read as an image.
     """
     if not directory.is_dir():
-        raise UserError(f"There is no folder {directory}: pass a folder of images.")
+        raise InputError(f"There is no folder {directory}: pass a folder of images.")
     if num_classes is None:
         files, class_labels = list_images(directory), None
     else:
         folders = list_class_folders(directory)
         if len(folders) != num_classes:
-            raise UserError(
+            raise InputError(
                 f"{directory} has {len(folders)} subfolders, but the model knows {num_classes} classes: it must have "
                 "one of images for each, sorted as for training."
             )
         labelled = [(file, label) for label, folder in enumerate(folders) for file in list_files(folder)]
         files, class_labels = ([pair[part] for pair in labelled] for part in (0, 1))
     if not files:
-        raise UserError(f"{directory} holds no images.")
+        raise InputError(f"{directory} holds no images.")
     for file in tqdm(files, desc="Checking images", unit="file", leave=False):
         fault = image_fault(file)
         if fault is not None:
-            raise UserError(f"{file} cannot be read as an image ({fault}): mend or remove it.")
+            raise InputError(f"{file} cannot be read as an image ({fault}): mend or remove it.")
     return files, class_labels
 
 
@@ -162,7 +161,7 @@ def measure(
     unet = pipe.unet
     channels, height, width = pipe.sample_shape
     if height != width:
-        raise ValueError(f"Images are cropped to squares, but those of this model are {width}x{height}.")
+        raise InputError(f"Images are cropped to squares, but those of this model are {width}x{height}.")
     parts = []
     with tqdm(total=len(files) * len(diffusion.timesteps), desc="Bits per dimension", unit="term") as bar:
         for start in range(0, len(files), batch_size):

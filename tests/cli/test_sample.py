@@ -23,7 +23,7 @@ from diffusers_cg import (
 )
 from diffusers_cg.cli import app
 from diffusers_cg.evaluation import open_images
-from diffusers_cg.sampling import Request, make_requests
+from diffusers_cg.generation import Request, make_requests
 
 
 LOW = {"sample_size": 4, "attention_resolutions": (2,)}

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
-from diffusers_cg.evaluation.dataset_files import is_dataset, open_dataset
-from diffusers_cg.evaluation.encoded_images import FolderFiles, open_encoded
-from diffusers_cg.evaluation.image_sets import FeatureStatistics, ImageSet, open_array
-from diffusers_cg.evaluation.npz_files import open_npz
+from diffusers_cg.data.dataset_files import is_dataset, open_dataset
+from diffusers_cg.data.encoded_images import FolderFiles, open_encoded
+from diffusers_cg.data.image_sets import FeatureStatistics, ImageSet, open_array
+from diffusers_cg.data.npz_files import open_npz
+from diffusers_cg.errors import InputError
 
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def open_set(
         files = open_dataset(source, split, config_name, image_column)
         return open_encoded(files.source, files, resolution, progress_bar)
     if not isinstance(source, (str, Path)):
-        raise TypeError(
+        raise InputError(
             f"A set of images must be an array, a path or a dataset, got {type(source).__name__}: pass a numpy array "
             "(N, H, W, C) of uint8."
         )
@@ -61,7 +62,7 @@ def open_set(
     if path.is_dir():
         return open_encoded(str(path), FolderFiles(path), resolution, progress_bar)
     if not path.is_file():
-        raise ValueError(f"There is no file or folder {path}: pass an .npz or a folder of images.")
+        raise InputError(f"There is no file or folder {path}: pass an .npz or a folder of images.")
     return open_npz(path)
 
 
@@ -73,5 +74,5 @@ def open_images(source: Source, **options) -> ImageSet:
     """
     opened = open_set(source, **options)
     if isinstance(opened, FeatureStatistics):
-        raise ValueError(f"{opened.source} holds statistics of features instead of images.")
+        raise InputError(f"{opened.source} holds statistics of features instead of images.")
     return opened

@@ -22,9 +22,9 @@ from diffusers_cg import (
     ClassifierGuidedDDPMPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )
-from diffusers_cg.hub.conversion import resolve_low_res_size
 from diffusers_cg.hub.model_card import write_openai_model_card
 from diffusers_cg.models.openai_checkpoint import RELEASED_CHECKPOINTS, find_released, recognise
+from diffusers_cg.pipelines.conversion import resolve_low_res_size
 
 
 FACTS = [

@@ -5,7 +5,7 @@ import signal
 import pytest
 from processes import Signal, run_function
 
-from diffusers_cg.files import atomic_directory, atomic_update
+from diffusers_cg.data.files import atomic_directory, atomic_update
 
 
 def contents(folder):

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from PIL import Image
 
-from diffusers_cg.extras import import_extra
+from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.errors import InputError, import_extra
+from diffusers_cg.generation.stages import Stage, resolve_device
 from diffusers_cg.pipelines import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
 from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
-from diffusers_cg.sampling.stages import Stage, resolve_device
-from diffusers_cg.seeds import seeded_generator
 
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Studio:
         num_inference_steps = _whole_number("The number of steps", num_inference_steps, 1, 1000)
         num_images = _whole_number("The number of images", num_images, 1, MAX_IMAGES)
         if classifier_scale is None:
-            raise ValueError("The scale must be a number of at least 0.")
+            raise InputError("The scale must be a number of at least 0.")
         if isinstance(classifier_scale, Sequence):
             scales, seeds = list(classifier_scale), [(seed, 0)] * len(classifier_scale)
         else:
@@ -185,7 +185,7 @@ class Studio:
 
 def _whole_number(what: str, number: float | None, least: int, most: int) -> int:
     if number is None or number != int(number) or not least <= number <= most:
-        raise ValueError(f"{what} must be a whole number from {least} to {most:,}.")
+        raise InputError(f"{what} must be a whole number from {least} to {most:,}.")
     return int(number)
 
 

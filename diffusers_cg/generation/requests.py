@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusers_cg.seeds import seeded_generator
+from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def make_requests(
         ValueError: if there are none to draw, or a class is negative or named twice.
     """
     if num_samples < 1:
-        raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
+        raise InputError(f"`num_samples` must be at least 1, got {num_samples}.")
     if classes is None:
         return [Request(None, number) for number in range(num_samples)]
     check_classes(classes)
@@ -69,4 +70,4 @@ def make_requests(
 def check_classes(classes: Sequence[int]) -> None:
     """Raises `ValueError` unless at least one class is named, each once and none below 0."""
     if not classes or len(set(classes)) < len(classes) or min(classes) < 0:
-        raise ValueError(f"`classes` must name at least one class, each once and none below 0, got {list(classes)}.")
+        raise InputError(f"`classes` must name at least one class, each once and none below 0, got {list(classes)}.")

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffusers_cg.image_files import NPZ_FILE, SETTINGS_FILE, list_images
-from diffusers_cg.sampling.requests import Request
+from diffusers_cg.data.images import NPZ_FILE, SETTINGS_FILE, list_images
+from diffusers_cg.errors import InputError
+from diffusers_cg.generation.requests import Request
 
 
 def to_uint8(sample: torch.Tensor) -> np.ndarray:
@@ -45,19 +46,19 @@ class SampleFolder:
         file = self.path / SETTINGS_FILE
         if not file.is_file():
             if any(entry != self._partial(SETTINGS_FILE) for entry in self.path.iterdir()):
-                raise ValueError(
+                raise InputError(
                     f"{self.path} holds something else than samples (it has no {SETTINGS_FILE}): name another folder."
                 )
             return
         try:
             before = flatten(json.loads(file.read_text()))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{file} is damaged ({error}): name another folder.") from error
+            raise InputError(f"{file} is damaged ({error}): name another folder.") from error
         now = flatten(settings)
         differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if differing:
             stated = ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in differing)
-            raise ValueError(f"{self.path} holds samples of other settings: {stated}. Name another folder.")
+            raise InputError(f"{self.path} holds samples of other settings: {stated}. Name another folder.")
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -80,7 +81,7 @@ class SampleFolder:
         """Raises `ValueError` where the folder holds more images than these, which its readers would see, too."""
         more = self._paths() - {request.path for request in requests}
         if more:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} holds more than the {len(requests)} samples asked for, {min(more)} for one: name another "
                 "folder, or ask for as many."
             )

@@ -19,9 +19,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from diffusers_cg.errors import UserError
-from diffusers_cg.extras import import_extra
-from diffusers_cg.image_files import image_fault, list_class_folders, list_files
+from diffusers_cg.data.images import image_fault, list_class_folders, list_files
+from diffusers_cg.errors import InputError, import_extra
 
 
 if TYPE_CHECKING:
@@ -61,12 +60,12 @@ def load_training_dataset(
         needs_labels (`bool`): Or else images without labels are taken, too, as one class called `images`.
 
     Raises:
-        UserError: if the flags name no source or several, or the source does not hold images with labels as needed.
+        InputError: if the flags name no source or several, or the source does not hold images with labels as needed.
     """
     sources = {f"--{name}": getattr(args, name) for name in ("train_data_dir", "dataset_name", "train_data_files")}
     given = [flag for flag, value in sources.items() if value is not None]
     if len(given) != 1:
-        raise UserError(
+        raise InputError(
             f"Pass one of {', '.join(sources)} to say where the images are, got {' and '.join(given) or 'none'}."
         )
     if args.train_data_dir is not None:
@@ -74,7 +73,7 @@ def load_training_dataset(
         if validation_split is not None:
             needless.append("--validation_split")
         if needless:
-            raise UserError(f"{needless[0]} is for --dataset_name and --train_data_files, not for --train_data_dir.")
+            raise InputError(f"{needless[0]} is for --dataset_name and --train_data_files, not for --train_data_dir.")
         return load_image_folder(args.train_data_dir, needs_labels)
     return labelled_images(
         open_dataset(
@@ -113,31 +112,31 @@ def load_image_folder(data_dir: str | Path, needs_labels: bool = True) -> "Datas
         needs_labels (`bool`): Or else a folder with less than two subfolders is one class, images at any depth.
 
     Raises:
-        UserError: if the folder is missing, has a class without files or too few classes, or holds nothing.
+        InputError: if the folder is missing, has a class without files or too few classes, or holds nothing.
     """
     root = Path(data_dir)
     if not root.is_dir():
-        raise UserError(f"There is no folder {root}: pass a folder with one subfolder of images per class.")
+        raise InputError(f"There is no folder {root}: pass a folder with one subfolder of images per class.")
     class_dirs = list_class_folders(root)
     if len(class_dirs) < 2 and not needs_labels:
         return folder_dataset([(file, 0) for file in list_files(root)], root, [ONLY_CLASS])
     if not class_dirs:
-        raise UserError(f"{root} has no subfolders: it must hold one subfolder of images per class.")
+        raise InputError(f"{root} has no subfolders: it must hold one subfolder of images per class.")
     if len(class_dirs) == 1:
-        raise UserError(f"{root} has one class only, {class_dirs[0].name}: guidance needs at least two.")
+        raise InputError(f"{root} has one class only, {class_dirs[0].name}: guidance needs at least two.")
 
     files = [(file, label) for label, directory in enumerate(class_dirs) for file in list_files(directory)]
     counts = np.bincount([label for _, label in files], minlength=len(class_dirs))
     if 0 in counts:
         empty = ", ".join(str(directory) for directory, count in zip(class_dirs, counts) if count == 0)
-        raise UserError(f"These class folders hold no images: {empty}. Fill or remove them.")
+        raise InputError(f"These class folders hold no images: {empty}. Fill or remove them.")
     return folder_dataset(files, root, [directory.name for directory in class_dirs])
 
 
 def folder_dataset(files: Sequence[tuple[Path, int]], root: Path, names: Sequence[str]) -> "Dataset":
-    """The dataset of files and their labels; raises `UserError` if there are none."""
+    """The dataset of files and their labels; raises `InputError` if there are none."""
     if not files:
-        raise UserError(f"{root} holds no images.")
+        raise InputError(f"{root} holds no images.")
     datasets = import_extra("datasets", "train")
     return datasets.Dataset.from_dict(
         {"image": [{"path": str(file), "bytes": None} for file, _ in files], "label": [label for _, label in files]},
@@ -168,7 +167,7 @@ def open_dataset(
         cache_dir (`Path`, *optional*): Where that cache is; `datasets`' own place by default.
 
     Raises:
-        UserError: if there is no such dataset, or it cannot be read.
+        InputError: if there is no such dataset, or it cannot be read.
     """
     datasets = import_extra("datasets", "train")
     stated = {"path": name}
@@ -188,15 +187,15 @@ def builder_of(files: Sequence[str]) -> str:
     """What `datasets` calls the format of the files.
 
     Raises:
-        UserError: if a local file does not exist, or the suffixes are others than one of `BUILDERS`.
+        InputError: if a local file does not exist, or the suffixes are others than one of `BUILDERS`.
     """
     for file in files:
         if "://" not in file and not glob(file, recursive=True):
-            raise UserError(f"There is no file {file}.")
+            raise InputError(f"There is no file {file}.")
     suffixes = {Path(file).suffix for file in files}
     suffix = suffixes.pop()
     if suffixes or suffix not in BUILDERS:
-        raise UserError(
+        raise InputError(
             f"--train_data_files takes files of one kind, Parquet (.parquet) or webdataset (.tar), got {', '.join(files)}."
         )
     return BUILDERS[suffix]
@@ -204,14 +203,14 @@ def builder_of(files: Sequence[str]) -> str:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turns what goes wrong while a dataset is read into a [`UserError`] that names the dataset."""
+    """Turns what goes wrong while a dataset is read into a [`InputError`] that names the dataset."""
     try:
         yield
-    except UserError:
+    except InputError:
         raise
     except Exception as error:  # of `datasets` and of whatever library reads the format or the network
         said = str(error).strip().splitlines()
-        raise UserError(f"{name} cannot be read: {said[0].rstrip('.') if said else type(error).__name__}.") from error
+        raise InputError(f"{name} cannot be read: {said[0].rstrip('.') if said else type(error).__name__}.") from error
 
 
 # ------------------------------------------------------------------------------------------------------------- columns
@@ -238,7 +237,7 @@ def labelled_images(
         needs_labels (`bool`): Or else a dataset in which no column of labels is found is one class.
 
     Raises:
-        UserError: if there is no such column, the labels are not whole numbers from 0, or the number of classes of a
+        InputError: if there is no such column, the labels are not whole numbers from 0, or the number of classes of a
             stream is not known.
     """
     datasets = import_extra("datasets", "train")
@@ -252,9 +251,9 @@ def labelled_images(
         if wanted is None:
             wanted = next((found[0] for found in candidates if len(found) == 1), None)
             if wanted is None:
-                raise UserError(f"Pass {flag} to say which column to take, of {listed}.")
+                raise InputError(f"Pass {flag} to say which column to take, of {listed}.")
         elif wanted not in features:
-            raise UserError(f"There is no column {wanted} ({flag}): the dataset has {listed}.")
+            raise InputError(f"There is no column {wanted} ({flag}): the dataset has {listed}.")
         return wanted
 
     image_column = pick(
@@ -267,7 +266,7 @@ def labelled_images(
     label_column = pick("--label_column", label_column, class_columns, usual_columns)
     label = features[label_column]
     if "int" not in getattr(label, "dtype", ""):
-        raise UserError(f"The labels in column {label_column} are not whole numbers: the dataset has {listed}.")
+        raise InputError(f"The labels in column {label_column} are not whole numbers: the dataset has {listed}.")
 
     names = name_classes(dataset, label_column, class_names, num_classes)
     dataset = dataset.select_columns([image_column, label_column] + ([KEY] if KEY in features else []))
@@ -318,32 +317,32 @@ def name_classes(
         if names is not None
     }
     if len(wanted) > 1:
-        raise UserError(
+        raise InputError(
             f"The number of classes is not clear: the dataset names {len(stated) if stated else 'none'}, --class_names "
             f"{len(class_names) if class_names else 'none'}, and --num_classes is {num_classes}."
         )
     if class_names is not None and len(set(class_names)) < len(class_names):
-        raise UserError(f"--class_names must differ from each other, got {' '.join(class_names)}.")
+        raise InputError(f"--class_names must differ from each other, got {' '.join(class_names)}.")
     if is_streamed(dataset):
         if not wanted:
-            raise UserError(
+            raise InputError(
                 f"Column {column} of the stream holds plain numbers: pass --num_classes, or --class_names with a name for "
                 "each."
             )
     else:
         found = labels_found(dataset, column)
         if not wanted and not np.array_equal(found, np.arange(len(found))):
-            raise UserError(
+            raise InputError(
                 f"Column {column} holds {len(found)} different labels from {found[0]} to {found[-1]}, where 0 to "
                 f"{len(found) - 1} are expected: pass --num_classes {found[-1] + 1} to train with classes that have no "
                 "images."
             )
         wanted = wanted or {len(found)}
         if found[-1] >= min(wanted):
-            raise UserError(f"Column {column} holds label {found[-1]}, but there are {min(wanted)} classes, from 0.")
+            raise InputError(f"Column {column} holds label {found[-1]}, but there are {min(wanted)} classes, from 0.")
     (count,) = wanted
     if count < 2:
-        raise UserError(f"There is one class only in column {column}: guidance needs at least two.")
+        raise InputError(f"There is one class only in column {column}: guidance needs at least two.")
     return list(class_names or stated or map(str, range(count)))
 
 
@@ -351,15 +350,15 @@ def labels_found(dataset: "Dataset", column: str) -> np.ndarray:
     """The different labels in a column, in order.
 
     Raises:
-        UserError: if there is none, one is missing, or one is negative.
+        InputError: if there is none, one is missing, or one is negative.
     """
     labels = dataset.with_format("arrow")[column][:]
     if len(labels) == 0:
-        raise UserError("The dataset is empty.")
+        raise InputError("The dataset is empty.")
     found = np.unique(labels.drop_null().to_numpy())
     if labels.null_count or found[0] < 0:
         fault = f"label {found[0]}" if len(found) and found[0] < 0 else f"{labels.null_count} missing labels"
-        raise UserError(
+        raise InputError(
             f"Column {column} holds {fault}, but every image needs a label of at least 0: is it another split that has "
             "labels?"
         )
@@ -432,7 +431,7 @@ def find_bad_images(
         `set[int]`: The numbers of the images that cannot be read.
 
     Raises:
-        UserError: if one cannot be read (the first few are named) and they are not skipped.
+        InputError: if one cannot be read (the first few are named) and they are not skipped.
     """
     loader = DataLoader(
         ImageFaults(files),
@@ -450,7 +449,7 @@ def find_bad_images(
         named = "; ".join(f"{name(index)} ({fault})" for index, fault in list(faults.items())[:5])
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         if not skip_bad_images:
-            raise UserError(
+            raise InputError(
                 f"{len(faults)} of {len(files)} images cannot be read: {named}{more}. Remove them, or pass "
                 "--skip_bad_images to go on without them."
             )
@@ -468,7 +467,7 @@ def verify_images(dataset: "Dataset", skip_bad_images: bool = False, num_workers
     """The rows of a dataset of this module whose images can be read, by [`find_bad_images`].
 
     Raises:
-        UserError: as there, or if no image of a class is left.
+        InputError: as there, or if no image of a class is left.
     """
     bad = find_bad_images(
         EncodedImages(dataset), lambda index: row_name(dataset[index], index), skip_bad_images, num_workers
@@ -479,5 +478,5 @@ def verify_images(dataset: "Dataset", skip_bad_images: bool = False, num_workers
     before, after = (set(part["label"]) for part in (dataset, good))
     if before != after:
         names = ", ".join(dataset.features["label"].int2str(sorted(before - after)))
-        raise UserError(f"No image of these classes can be read: {names}. Replace or remove them.")
+        raise InputError(f"No image of these classes can be read: {names}. Replace or remove them.")
     return good

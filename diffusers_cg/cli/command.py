@@ -1,0 +1,42 @@
+"""How a command fails: one sentence and exit status 2 for what a user can put right, a traceback for a bug."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+from safetensors import SafetensorError
+
+from diffusers_cg.errors import InputError, MissingExtraError
+from diffusers_cg.hub.hub_errors import hub_sentence
+
+
+P = ParamSpec("P")
+
+
+def command(main: Callable[P, None]) -> Callable[P, None]:
+    """Wraps a command's main function: what the user, the file system or the Hub is the cause of ends it in a sentence."""
+
+    @functools.wraps(main)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            main(*args, **kwargs)
+        except Exception as error:
+            sentence = sentence_for(error)
+            if sentence is None:
+                raise
+            sentence = " ".join(sentence.split()).rstrip(".")  # other libraries' take several lines
+            print(f"error: {sentence}.", file=sys.stderr, flush=True)
+            sys.exit(2)
+
+    return wrapped
+
+
+def sentence_for(error: Exception) -> str | None:
+    """What to tell the user of an error; None for a bug."""
+    if isinstance(error, InputError | MissingExtraError | SafetensorError):  # the last met a full disk
+        return str(error)
+    from_hub = hub_sentence(error)
+    if from_hub is None and isinstance(error, OSError):
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    return from_hub

@@ -1,0 +1,1 @@
+"""Images from wherever they are, as the networks, the metrics and people want them."""
