@@ -26,10 +26,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from diffusers_cg import NoisyClassifierModel
-from diffusers_cg.cli.command import command
 from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.data.sources import labelled_images, load_image_folder, open_dataset
 from diffusers_cg.training.data import TrainingImages, training_loader
+from diffusers_cg_cli.command import command
 
 
 NUM_CLASSES = 10

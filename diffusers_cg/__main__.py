@@ -1,6 +1,6 @@
 """`python -m diffusers_cg` and `accelerate launch -m diffusers_cg`: the command `diffusers-cg`."""
 
-from diffusers_cg.cli import main
+from diffusers_cg_cli import main
 
 
 if __name__ == "__main__":

@@ -1,13 +1,31 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hub_server import HubServer
+from processes import Ended, run_command
 
+
+NUM_CLASSES = 3
+IMAGES_PER_CLASS = 12
+TINY = {
+    "resolution": 16,
+    "channels": 1,
+    "base_channels": 32,
+    "channel_multipliers": (1, 2),
+    "layers_per_block": 1,
+    "attention_head_dim": 16,
+    "train_batch_size": 8,
+    "eval_batch_size": 40,
+    "max_train_steps": 2,
+    "save_images_epochs": 0,
+    "checkpointing_steps": 0,
+    "logger": "none",
+}
 
 torch.set_num_threads(1)  # tiny networks lose more than they win with several
 
@@ -36,3 +54,53 @@ def hub(running_hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     shutil.rmtree(_home, ignore_errors=True)
     monkeypatch.setenv("HF_TOKEN", "hf_me")
     return running_hub
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """What export_digits.py writes."""
+    root = tmp_path_factory.mktemp("digits")
+    ended = run_command("export_digits", "--output_dir", root / "digits", log=root / "log")
+    assert ended.status == 0, ended.output
+    return root / "digits"
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits, tmp_path_factory) -> Path:
+    """A dozen images each of 0, 1 and 2."""
+    root = tmp_path_factory.mktemp("few_digits")
+    for label in map(str, range(NUM_CLASSES)):
+        (root / label).mkdir()
+        for file in sorted((digits / "train" / label).iterdir())[:IMAGES_PER_CLASS]:
+            shutil.copy(file, root / label)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_flags(few_digits) -> Callable[..., list[str]]:
+    """Flags of a training command: a tiny model on a few digits, with some of them changed."""
+
+    def flags(**changed) -> list[str]:
+        merged = {"train_data_dir": few_digits, **TINY, **changed}
+        listed = []
+        for name, value in merged.items():
+            if isinstance(value, bool):
+                listed.append(f"--{name}" if value else f"--no-{name}")
+            elif value is not None:
+                listed += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+        return listed
+
+    return flags
+
+
+@pytest.fixture(scope="session")
+def train(tiny_flags, tmp_path_factory) -> Callable[..., Ended]:
+    """Runs train_unet or train_classifier with `tiny_flags` in a process of its own; by default it must succeed."""
+    log = tmp_path_factory.mktemp("logs") / "log"
+
+    def train(name: str, status: int = 0, signal=None, file_size_limit=None, **changed) -> Ended:
+        ended = run_command(name, *tiny_flags(**changed), log=log, signal=signal, file_size_limit=file_size_limit)
+        assert ended.status == status, ended.output
+        return ended
+
+    return train

@@ -66,7 +66,7 @@ def run_cli(*argv: object, log: Path, **options) -> Ended:
 
 
 def _cli(argv: list[str]) -> None:
-    from diffusers_cg.cli import app
+    from diffusers_cg_cli import app
 
     app(argv, prog_name="diffusers-cg")
 

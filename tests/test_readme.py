@@ -10,7 +10,7 @@ import pytest
 from reference import DATA
 from typer.main import get_command
 
-from diffusers_cg.cli import app
+from diffusers_cg_cli import app
 
 
 ROOT = Path(__file__).parents[1]

@@ -18,11 +18,11 @@ from diffusers_cg import (
     ClassifierGuidedSuperResolutionPipeline,
     NoisyClassifierModel,
 )
-from diffusers_cg.cli.command import command
 from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.errors import InputError
 from diffusers_cg.pipelines.conversion import DTYPES
 from diffusers_cg.training.run_facts import assembled_facts, write_facts
+from diffusers_cg_cli.command import command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

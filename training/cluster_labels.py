@@ -29,12 +29,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from diffusers_cg.cli.command import command
 from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.data.images import list_files, load_image, resize_and_crop
 from diffusers_cg.data.sources import readable_images
 from diffusers_cg.errors import InputError, import_extra
+from diffusers_cg_cli.command import command
 
 
 CLUSTERS_FILE = "clusters.json"

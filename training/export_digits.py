@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffusers_cg.cli.command import command
 from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.errors import import_extra
+from diffusers_cg_cli.command import command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

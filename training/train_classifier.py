@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
-from diffusers_cg.cli.command import command
 from diffusers_cg.data.sources import checked_images, is_streamed, load_image_folder, load_training_dataset
 from diffusers_cg.diffusion import UniformSampler
 from diffusers_cg.errors import InputError, import_extra
@@ -36,6 +35,7 @@ from diffusers_cg.training.draws import draw_timesteps_and_noise
 from diffusers_cg.training.initial_model import start_from, take_architecture
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 from diffusers_cg.training.parser import RecipeParser
+from diffusers_cg_cli.command import command
 
 
 if TYPE_CHECKING:

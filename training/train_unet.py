@@ -32,7 +32,6 @@ from diffusers_cg import (
     GaussianDiffusion,
     NoisyClassifierModel,
 )
-from diffusers_cg.cli.command import command
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.data.sources import checked_images, load_training_dataset
 from diffusers_cg.diffusion import LossType, resolve_loss_type, to_ddim_scheduler, training_losses
@@ -50,6 +49,7 @@ from diffusers_cg.training.draws import draw_low_res_augmentation
 from diffusers_cg.training.initial_model import start_from, take_architecture
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 from diffusers_cg.training.parser import RecipeParser
+from diffusers_cg_cli.command import command
 
 
 GRID_CLASSES = 10

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from diffusers_cg.cli.app import app
-from diffusers_cg.cli.command import command
-from diffusers_cg.cli.options import Dtype
+from diffusers_cg_cli.app import app
+from diffusers_cg_cli.command import command
+from diffusers_cg_cli.options import Dtype
 
 
 DIFFUSERS_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffusers_cg.cli.app import app
-from diffusers_cg.cli.command import command
-from diffusers_cg.cli.options import (
+from diffusers_cg.errors import InputError
+from diffusers_cg_cli.app import app
+from diffusers_cg_cli.command import command
+from diffusers_cg_cli.options import (
     CACHE_DIR,
     CONFIG_NAME,
     EXTRACTOR,
@@ -18,7 +19,6 @@ from diffusers_cg.cli.options import (
     SPLIT,
     given,
 )
-from diffusers_cg.errors import InputError
 
 
 if TYPE_CHECKING:

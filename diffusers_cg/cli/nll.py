@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from diffusers_cg.cli.app import app
-from diffusers_cg.cli.command import command
-from diffusers_cg.cli.options import DEVICE, MODEL
+from diffusers_cg_cli.app import app
+from diffusers_cg_cli.command import command
+from diffusers_cg_cli.options import DEVICE, MODEL
 
 
 @app.command()

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from diffusers_cg.cli.app import ManyValues, app
-from diffusers_cg.cli.command import command
-from diffusers_cg.cli.options import BATCH_SIZE, DEVICE, DTYPE, MODEL, SEED, Dtype, given
 from diffusers_cg.errors import InputError
+from diffusers_cg_cli.app import ManyValues, app
+from diffusers_cg_cli.command import command
+from diffusers_cg_cli.options import BATCH_SIZE, DEVICE, DTYPE, MODEL, SEED, Dtype, given
 
 
 @app.command(cls=ManyValues)

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffusers_cg.cli.app import ManyValues, app
-from diffusers_cg.cli.command import command
-from diffusers_cg.cli.evaluate import open_extractor, open_sets
-from diffusers_cg.cli.options import (
+from diffusers_cg.errors import InputError
+from diffusers_cg_cli.app import ManyValues, app
+from diffusers_cg_cli.command import command
+from diffusers_cg_cli.evaluate import open_extractor, open_sets
+from diffusers_cg_cli.options import (
     BATCH_SIZE,
     CACHE_DIR,
     CLASSES,
@@ -26,7 +27,6 @@ from diffusers_cg.cli.options import (
     SPLIT,
     Dtype,
 )
-from diffusers_cg.errors import InputError
 
 
 if TYPE_CHECKING:

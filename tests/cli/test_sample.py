@@ -21,9 +21,9 @@ from diffusers_cg import (
     ClassifierGuidedDDPMPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )
-from diffusers_cg.cli import app
 from diffusers_cg.evaluation import open_images
 from diffusers_cg.generation import Request, make_requests
+from diffusers_cg_cli import app
 
 
 LOW = {"sample_size": 4, "attention_resolutions": (2,)}

@@ -14,8 +14,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from typer.testing import CliRunner
 
 from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDPMPipeline
-from diffusers_cg.cli import app
 from diffusers_cg.evaluation import evaluate
+from diffusers_cg_cli import app
 
 
 SAMPLERS = ["--samplers", "ddpm:3", "ddim:2"]

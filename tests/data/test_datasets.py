@@ -10,9 +10,9 @@ from PIL import Image
 from tiny_extractor import Thumbnails
 from typer.testing import CliRunner
 
-from diffusers_cg.cli import app
 from diffusers_cg.errors import MissingExtraError
 from diffusers_cg.evaluation import evaluate, measure, open_images
+from diffusers_cg_cli import app
 
 
 @pytest.fixture(autouse=True)

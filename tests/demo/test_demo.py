@@ -18,9 +18,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusers_cg import ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline
-from diffusers_cg.cli import app
 from diffusers_cg.demo.page import MAX_IMAGES, SCALES, Studio
 from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg_cli import app
 
 
 SITE_PACKAGES = Path(torch.__file__).parents[1]

@@ -10,7 +10,6 @@ from PIL import Image
 from tiny_extractor import Thumbnails, mean_colors
 from typer.testing import CliRunner
 
-from diffusers_cg.cli import app
 from diffusers_cg.data.images import resize_and_crop
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation import (
@@ -26,6 +25,7 @@ from diffusers_cg.evaluation import (
     open_images,
     precision_recall,
 )
+from diffusers_cg_cli import app
 
 
 def pixels(count=30, size=8, channels=3, seed=0):

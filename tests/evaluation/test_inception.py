@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from processes import run_function
 
-from diffusers_cg.cli import app
 from diffusers_cg.evaluation import InceptionFeatures
+from diffusers_cg_cli import app
 
 
 pytestmark = pytest.mark.skipif(

@@ -13,9 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusers_cg import ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline
-from diffusers_cg.cli import app
 from diffusers_cg.evaluation.report import Evaluation, SetFacts
 from diffusers_cg.hub.model_card import update_card
+from diffusers_cg_cli import app
 
 
 CLASS_NAMES = ["owl", "hen", "cat", "dog", "bee"]

@@ -22,7 +22,7 @@ from diffusers_cg import (
     ClassifierGuidedDDPMPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )
-from diffusers_cg.cli import app
+from diffusers_cg_cli import app
 
 
 SITE_PACKAGES = Path(torch.__file__).parents[1]
