@@ -70,12 +70,12 @@ def sweep(
     started again it goes on, also with more scales, samplers or samples; `accelerate launch -m diffusers_cg sweep ...`
     shares the sampling among several processes.
     """
-    from diffusers_cg.evaluation.sweep import TABLE_FILE, Cell, sweep_to_folder
+    from diffusers_cg.evaluation.sweep import NUM_SHOWN, TABLE_FILE, Cell, sweep_to_folder
     from diffusers_cg.generation import Stage, resolve_device, sample_to_folder, start_processes
     from diffusers_cg.pipelines.conversion import DTYPES
 
     parsed = [parse_sampler(text) for text in samplers]
-    for name, values in (("scales", scales), ("samplers", samplers)):
+    for name, values in (("scales", scales), ("samplers", [f"{name} {steps}" for name, steps in parsed])):
         if len(set(values)) < len(values):
             raise InputError(f"`{name}` must name at least one, each once, got {', '.join(map(str, values))}.")
     stages = {
@@ -103,7 +103,7 @@ def sweep(
             batch_size=batch_size,
             device=device,
         )
-        return samples, first_images(samples)
+        return samples, first_images(samples, NUM_SHOWN)
 
     sweep_to_folder(
         output,
@@ -148,7 +148,7 @@ def resolve_classes(stages: Collection["Stage"], classes: Sequence[int] | None) 
     return classes
 
 
-def first_images(samples: Path, count: int = 10) -> "list[np.ndarray]":
+def first_images(samples: Path, count: int) -> "list[np.ndarray]":
     """The first image of every class, then the second, and so on."""
     import numpy as np
     from PIL import Image

@@ -14,14 +14,21 @@ from diffusers_cg.data.grids import image_grid
 from diffusers_cg.data.open_set import Source
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.evaluation.comparison import evaluate
-from diffusers_cg.evaluation.features import MIN_IMAGES, FeatureExtractor, MeasuredSet, measure
+from diffusers_cg.evaluation.features import (
+    MIN_IMAGES,
+    AnyExtractor,
+    FeatureExtractor,
+    MeasuredSet,
+    as_extractor,
+    measure,
+)
 from diffusers_cg.evaluation.metrics import METRICS, Metric, metric_names
 from diffusers_cg.evaluation.report import REPORT_FILE
 
 
 SWEEP_FILE, TABLE_FILE = "sweep.json", "table.md"
 BY_SCALE_FILE, TRADE_OFF_FILE = "by_scale.png", "trade_off.png"
-GRID_COLUMNS = 10
+NUM_SHOWN = 10  # images of each cell in the picture of its curve
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def sweep_to_folder(
     cells: Sequence[Cell],
     num_samples: int,
     reference: Source | MeasuredSet,
-    extractor: FeatureExtractor,
+    extractor: AnyExtractor,
     batch_size: int = 64,
     cache_dir: str | Path | None = None,
     metrics: Sequence[Metric] = METRICS,
@@ -88,7 +95,7 @@ def sweep_to_folder(
         cells (sequence of [`Cell`]): Each once, curve by curve.
         num_samples (`int`): How many images `draw` gives, at least 4.
         reference ([`MeasuredSet`], or as for [`open_set`]): Real images, or statistics of their features.
-        extractor ([`FeatureExtractor`]): What makes the features.
+        extractor ([`FeatureExtractor`] or a function): What makes the features.
         batch_size (`int`): Images that the extractor gets at once, at least 1.
         cache_dir (`str` or `Path`, *optional*): Keeps the features of the reference, as for [`measure`].
         metrics (sequence of [`Metric`]): What to compute.
@@ -106,6 +113,7 @@ def sweep_to_folder(
     if num_samples < MIN_IMAGES:
         raise InputError(f"`num_samples` must be at least {MIN_IMAGES} for metrics, got {num_samples}.")
     import_extra("matplotlib.figure", "eval")  # before hours of work, not after
+    extractor = as_extractor(extractor)
 
     if is_main_process and not isinstance(reference, MeasuredSet):
         reference = measure(reference, extractor, batch_size, cache_dir, progress_bar=True)
@@ -114,7 +122,7 @@ def sweep_to_folder(
         directory = Path(output_dir) / cell.folder
         samples, shown = draw(cell, directory)
         if is_main_process:
-            rows[cell] = shown[:GRID_COLUMNS]
+            rows[cell] = shown[:NUM_SHOWN]
             of_cell = measure_cell(directory, samples, num_samples, reference, extractor, batch_size, metrics)
             points.append(Point(cell, of_cell))
     if is_main_process:
