@@ -61,7 +61,7 @@ def load_pretrained(model_class: type[Model], path: str | Path) -> Model:
             either on the Hub.
 
     Raises:
-        ValueError, OSError: if there is none, it is of another class, or parameters are missing or left over.
+        InputError, OSError: if there is none, it is of another class, or parameters are missing or left over.
     """
     if Path(path).is_file():
         return model_class.from_single_file(path)
@@ -119,7 +119,7 @@ def load_weights(
         `list[ReplacedParameter]`: What was not taken over.
 
     Raises:
-        ValueError: if the two differ in anything else.
+        InputError: if the two differ in anything else.
     """
     if type(model) is not type(pretrained):
         raise InputError(f"A {type(model).__name__} cannot start from a {type(pretrained).__name__}.")
@@ -150,7 +150,7 @@ def scaled_attention_resolutions(
     """The sides of the levels with attention of `model`, if its images had another size.
 
     Raises:
-        ValueError: if the levels do not divide that size.
+        InputError: if the levels do not divide that size.
     """
     num_levels = len(model.config.channel_multipliers)
     sides, new_sides = (level_resolutions(size, num_levels) for size in (model.config.sample_size, sample_size))
@@ -169,7 +169,7 @@ def with_replaced(model: Model, **changed) -> tuple[Model, list[ReplacedParamete
         The new model, and the list of [`ReplacedParameter`], whose layers start as in a fresh model.
 
     Raises:
-        ValueError: if another argument is given, or they contradict each other.
+        InputError: if another argument is given, or they contradict each other.
     """
     wrong = sorted(set(changed) - (REPLACEABLE & set(model.config)))
     if wrong:

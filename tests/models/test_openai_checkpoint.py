@@ -10,7 +10,8 @@ from reference import CASES, DATA, FORWARD, reference_classifier, reference_fact
 from safetensors.torch import save_file
 
 from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
-from diffusers_cg.models.openai_checkpoint import RELEASED_CHECKPOINTS, find_released, recognise
+from diffusers_cg.models.openai_recognition import find_preset, recognise
+from diffusers_cg.models.presets import PRESETS
 
 
 MANIFESTS = {path.stem: json.loads(path.read_text()) for path in sorted((DATA / "manifests").glob("*.json"))}
@@ -31,7 +32,7 @@ def model_class(manifest):
 
 def test_there_is_a_manifest_for_every_released_file():
     assert len(MANIFESTS) == 15
-    assert MANIFESTS.keys() == RELEASED_CHECKPOINTS.keys()
+    assert MANIFESTS.keys() == PRESETS.keys()
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -65,16 +66,16 @@ def test_a_released_file_is_recognised_at_full_size(name):
 def test_schedule_and_dropout_of_a_released_file(name):
     manifest = MANIFESTS[name]
     shapes = {key: tuple(shape) for key, shape in manifest["shapes"].items()}
-    released = find_released(recognise(shapes), name)
-    assert released is RELEASED_CHECKPOINTS[name]
+    released = find_preset(recognise(shapes), name)
+    assert released is PRESETS[name]
     assert released.beta_schedule == {"cosine": "squaredcos_cap_v2", "linear": "linear"}[manifest["noise_schedule"]]
-    assert released.arguments["dropout"] == manifest["flags"].get("dropout", 0.0)
+    assert released.architecture["dropout"] == manifest["flags"].get("dropout", 0.0)
 
 
 def test_five_files_of_the_same_shapes_are_told_apart_by_their_name_alone():
     shapes = {key: tuple(shape) for key, shape in MANIFESTS["lsun_cat"]["shapes"].items()}
-    assert find_released(recognise(shapes)) is RELEASED_CHECKPOINTS["256x256_diffusion_uncond"]
-    assert find_released(recognise(shapes), "lsun_cat").ddpm_num_inference_steps == 1000
+    assert find_preset(recognise(shapes)) is PRESETS["256x256_diffusion_uncond"]
+    assert find_preset(recognise(shapes), "lsun_cat").ddpm_num_inference_steps == 1000
 
 
 # -------------------------------------------------------------------------------------------------------- round trips

@@ -23,7 +23,8 @@ from diffusers_cg import (
     ClassifierGuidedSuperResolutionPipeline,
 )
 from diffusers_cg.hub.model_card import write_openai_model_card
-from diffusers_cg.models.openai_checkpoint import RELEASED_CHECKPOINTS, find_released, recognise
+from diffusers_cg.models.openai_files import open_checkpoint
+from diffusers_cg.models.presets import PRESETS
 from diffusers_cg.pipelines.conversion import resolve_low_res_size
 
 
@@ -100,10 +101,10 @@ def test_an_upsampler_becomes_an_upsampling_pipeline(files, convert, tmp_path):
 @pytest.mark.parametrize(("name", "low_res_size"), [("64_256_upsampler", 64), ("128_512_upsampler", 128)])
 def test_released_upsamplers_need_no_facts(tmp_path, monkeypatch, name, low_res_size):
     manifest = json.loads((DATA / "manifests" / f"{name}.json").read_text())
-    recognised = recognise({key: tuple(shape) for key, shape in manifest["shapes"].items()})
-    released = find_released(recognised, name)
-    assert released is RELEASED_CHECKPOINTS[name]
-    assert resolve_low_res_size(recognised, released, None) == low_res_size
+    shapes = {key: torch.empty(shape, device="meta") for key, shape in manifest["shapes"].items()}
+    checkpoint = open_checkpoint(shapes, "unet")
+    assert checkpoint.preset is PRESETS[name]
+    assert resolve_low_res_size(checkpoint, None) == low_res_size
 
     pipe = tiny.pipeline(
         ClassifierGuidedSuperResolutionPipeline, conditional=True, low_res_size=4, with_classifier=False
@@ -148,7 +149,7 @@ def test_precision_shards_and_schedule(files, convert, tmp_path):
     ],
 )
 def test_the_paper_s_defaults(name, schedule, ddpm_steps, ddpm_scale, ddim_scale):
-    released = RELEASED_CHECKPOINTS[name]
+    released = PRESETS[name]
     assert released.beta_schedule == schedule
     assert released.ddpm_num_inference_steps == ddpm_steps
     assert (released.ddpm_classifier_scale, released.ddim_classifier_scale) == (ddpm_scale, ddim_scale)
