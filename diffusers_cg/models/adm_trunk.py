@@ -1,10 +1,11 @@
 """What the unet and the noisy classifier have in common: ADM's downsampling trunk on diffusers' own blocks."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -41,97 +42,39 @@ def level_resolutions(sample_size: int | Sequence[int], num_levels: int) -> list
     return [min(sides) // 2**level for level in range(num_levels)]
 
 
-def level_widths(config: Mapping[str, Any]) -> tuple[int, ...]:
+def level_widths(config: FrozenDict) -> tuple[int, ...]:
     """Channels of every level, finest first."""
-    return tuple(int(config["base_channels"] * multiplier) for multiplier in config["channel_multipliers"])
+    return tuple(int(config.base_channels * multiplier) for multiplier in config.channel_multipliers)
 
 
-def check_architecture(config: Mapping[str, Any]) -> None:
-    """Raises `InputError` where a constructor's arguments contradict each other, by name; the sentence says which."""
-    for name in (
-        "in_channels",
-        "base_channels",
-        "layers_per_block",
-        "norm_num_groups",
-        "attention_head_dim",
-        "num_attention_heads",
-        "num_class_embeds",
-        "num_classes",
-    ):
-        if config.get(name) is not None and config[name] < 1:
-            raise InputError(f"`{name}` must be at least 1, got {config[name]}.")
-    for name, allowed in (("resample_type", ResampleType), ("resnet_time_scale_shift", TimeScaleShift)):
-        if config[name] not in get_args(allowed):
-            raise InputError(f"`{name}` must be one of {get_args(allowed)}, got {config[name]!r}.")
-    if len(config["channel_multipliers"]) == 0:
-        raise InputError("`channel_multipliers` is empty: it holds one multiplier per level.")
-
-    resolutions = level_resolutions(config["sample_size"], len(config["channel_multipliers"]))
-    unknown = sorted(set(config["attention_resolutions"]) - set(resolutions))
-    if unknown:
-        raise InputError(
-            f"`attention_resolutions` names {unknown}, but the levels of this network have the resolutions {resolutions}."
-        )
-    widths = level_widths(config)
-    for channels in widths:
-        if channels < 1 or channels % config["norm_num_groups"]:
-            raise InputError(
-                f"A level has {channels} channels, which {config['norm_num_groups']} normalization groups do not "
-                "divide: change `base_channels`, `channel_multipliers` or `norm_num_groups`."
-            )
-
-    width, number = config["attention_head_dim"], config["num_attention_heads"]
-    if width is not None and number is not None:
-        raise InputError(
-            "Set the attention heads either by width (`attention_head_dim`) or by number (`num_attention_heads`), not "
-            f"both: got {width} and {number}."
-        )
-    attending = {channels for channels, side in zip(widths, resolutions) if side in config["attention_resolutions"]}
-    for channels in sorted({*attending, widths[-1]}):  # the middle block attends at any rate
-        if channels % (width or number):
-            raise InputError(
-                f"An attention layer has {channels} channels, which cannot be split into heads with "
-                f"attention_head_dim={width}, num_attention_heads={number}."
-            )
-
-    names = config["class_names"]
-    if names is not None:
-        classes = "num_classes" if "num_classes" in config else "num_class_embeds"
-        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-            raise InputError(f"`class_names` must be a list of strings, one per class, got {names!r}.")
-        if len(names) != config[classes]:
-            raise InputError(f"`class_names` holds {len(names)} names, but `{classes}` is {config[classes]}.")
-
-
-def unet2d_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+def unet2d_arguments(config: FrozenDict) -> dict[str, Any]:
     """ADM's switches (section 3 of the paper) as arguments of `diffusers.UNet2DModel`.
 
     Args:
-        config (`Mapping[str, Any]`): A constructor's arguments by name; a classifier lacks those of the way up.
+        config (`FrozenDict`): The constructor's arguments, as registered; a classifier's lack those of the way up.
     """
-    resolutions = level_resolutions(config["sample_size"], len(config["channel_multipliers"]))
-    attends = [side in config["attention_resolutions"] for side in resolutions]
-    plain = {
-        "resnet": ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"),
-        "conv": ("DownBlock2D", "UpBlock2D"),
-    }
-    down, up = plain[config["resample_type"]]
+    resolutions = level_resolutions(config.sample_size, len(config.channel_multipliers))
+    attends = [side in config.attention_resolutions for side in resolutions]
+    if config.resample_type == "resnet":
+        down, up = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
+    else:
+        down, up = "DownBlock2D", "UpBlock2D"
     return {
-        "sample_size": config["sample_size"],
-        "in_channels": config["in_channels"] + config.get("low_res_channels", 0),
-        "out_channels": config.get("out_channels", config["in_channels"]),
-        "time_embedding_dim": 4 * config["base_channels"],
+        "sample_size": config.sample_size,
+        "in_channels": config.in_channels + config.get("low_res_channels", 0),
+        "out_channels": config.get("out_channels", config.in_channels),
+        "time_embedding_dim": 4 * config.base_channels,
         "down_block_types": tuple("AttnDownBlock2D" if yes else down for yes in attends),
         "up_block_types": tuple("AttnUpBlock2D" if yes else up for yes in reversed(attends)),
         "block_out_channels": level_widths(config),
-        "layers_per_block": config["layers_per_block"],
-        "downsample_type": config["resample_type"],
-        "upsample_type": config["resample_type"],
-        "dropout": config["dropout"],
-        "attention_head_dim": config["attention_head_dim"],
-        "norm_num_groups": config["norm_num_groups"],
-        "attn_norm_num_groups": config["norm_num_groups"],
-        "resnet_time_scale_shift": config["resnet_time_scale_shift"],
+        "layers_per_block": config.layers_per_block,
+        "downsample_type": config.resample_type,
+        "upsample_type": config.resample_type,
+        "dropout": config.dropout,
+        "attention_head_dim": config.attention_head_dim,
+        "norm_num_groups": config.norm_num_groups,
+        "attn_norm_num_groups": config.norm_num_groups,
+        "resnet_time_scale_shift": config.resnet_time_scale_shift,
         "num_class_embeds": config.get("num_class_embeds"),
     }
 
@@ -218,3 +161,54 @@ class ADMTrunkMixin(AttentionMixin):
             sample, block_residuals = block(sample, temb=emb)
             residuals += block_residuals
         return self.mid_block(sample, emb), residuals
+
+
+def check_architecture(config: FrozenDict) -> None:
+    """Raises `InputError` where a constructor's arguments contradict each other; the sentence names the one to change."""
+    counts = ("in_channels", "base_channels", "layers_per_block", "norm_num_groups", "attention_head_dim")
+    for name in (*counts, "num_attention_heads", "num_class_embeds", "num_classes"):
+        if config.get(name) is not None and config[name] < 1:
+            raise InputError(f"`{name}` must be at least 1, got {config[name]}.")
+    for name, allowed in (("resample_type", ResampleType), ("resnet_time_scale_shift", TimeScaleShift)):
+        if config[name] not in get_args(allowed):
+            raise InputError(f"`{name}` must be one of {get_args(allowed)}, got {config[name]!r}.")
+    if not 0 <= config.dropout <= 1:
+        raise InputError(f"`dropout` must lie between 0 and 1, got {config.dropout}.")
+    if len(config.channel_multipliers) == 0:
+        raise InputError("`channel_multipliers` is empty: it holds one multiplier per level.")
+
+    resolutions = level_resolutions(config.sample_size, len(config.channel_multipliers))
+    unknown = sorted(set(config.attention_resolutions) - set(resolutions))
+    if unknown:
+        raise InputError(
+            f"`attention_resolutions` names {unknown}, but the levels of this network have the resolutions {resolutions}."
+        )
+    widths = level_widths(config)
+    for channels in widths:
+        if channels < 1 or channels % config.norm_num_groups:
+            raise InputError(
+                f"A level has {channels} channels, which {config.norm_num_groups} normalization groups do not "
+                "divide: change `base_channels`, `channel_multipliers` or `norm_num_groups`."
+            )
+
+    width, number = config.attention_head_dim, config.num_attention_heads
+    if width is not None and number is not None:
+        raise InputError(
+            "Set the attention heads either by width (`attention_head_dim`) or by number (`num_attention_heads`), not "
+            f"both: got {width} and {number}."
+        )
+    attending = {channels for channels, side in zip(widths, resolutions) if side in config.attention_resolutions}
+    for channels in sorted({*attending, widths[-1]}):  # the middle block attends at any rate
+        if channels % (width or number):
+            raise InputError(
+                f"An attention layer has {channels} channels, which cannot be split into heads with "
+                f"attention_head_dim={width}, num_attention_heads={number}."
+            )
+
+    names = config.class_names
+    if names is not None:
+        classes = "num_classes" if "num_classes" in config else "num_class_embeds"
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"`class_names` must be a list of strings, one per class, got {names!r}.")
+        if len(names) != config[classes]:
+            raise InputError(f"`class_names` holds {len(names)} names, but `{classes}` is {config[classes]}.")

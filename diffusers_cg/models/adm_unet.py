@@ -12,18 +12,17 @@ from diffusers_cg.models.adm_trunk import ADMTrunkMixin, ResampleType, TimeScale
 from diffusers_cg.models.openai_files import OpenAICheckpointMixin
 
 
-# Section 3 of the paper in diffusers' blocks, which `unet2d_arguments` chooses by the arguments:
+# Section 3 of the paper in diffusers' blocks, which `unet2d_arguments` (adm_trunk.py) chooses by the arguments:
 #
-#   AdaGN(h, y) = y_s GroupNorm(h) + y_b, where h follows a residual block's first convolution and (y_s - 1, y_b) is
-#   linear in SiLU(y), y the embedding of timestep and class
-#       diffusers.models.resnet.ResnetBlock2D.forward, under time_embedding_norm == "scale_shift"
-#   BigGAN's up- and downsampling: a residual block whose two branches repeat or average 2x2 pixels, the one right before
-#   its first convolution
-#       ResnetBlock2D(up=True) and (down=True), the last layer of a level (resample_type="resnet")
-#   (x + f(x)) / sqrt(2), a residual connection that is rescaled
-#       ResnetBlock2D.output_scale_factor and Attention.rescale_output_factor, set by `apply_adm_details`
-#   attention at 32x32, 16x16 and 8x8, with 64 channels per head
-#       AttnDownBlock2D and AttnUpBlock2D, of diffusers.models.attention_processor.Attention
+# - AdaGN(h, y) = y_s GroupNorm(h) + y_b: h follows the first convolution of a residual block, and (y_s - 1, y_b) is a
+#   linear layer of SiLU(y), y the embedding of the timestep plus that of the class. Computed by
+#   diffusers.models.resnet.ResnetBlock2D.forward where time_embedding_norm is "scale_shift".
+# - BigGAN's up- and downsampling: a residual block of which both branches are doubled (nearest) or halved (average)
+#   before its first convolution: ResnetBlock2D(up=True) and (down=True), the last layer of a level.
+# - Attention at 32x32, 16x16 and 8x8 with 64 channels per head: AttnDownBlock2D and AttnUpBlock2D, whose layers are
+#   diffusers.models.attention_processor.Attention.
+# - A residual connection rescaled, (x + f(x)) / sqrt(2): output_scale_factor of ResnetBlock2D and rescale_output_factor
+#   of Attention, set by `apply_adm_details`, which starts every f at zero, too.
 class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
     r"""ADM, the "ablated diffusion model": a `UNet2DModel` with the architecture switches of the paper's section 3.
 

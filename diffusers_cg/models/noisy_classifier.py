@@ -27,7 +27,7 @@ SPATIAL_HIDDEN_CHANNELS = 2048  # width of the hidden layer over spatially avera
 
 
 class AttentionPool2D(nn.Module):
-    """CLIP's attention pooling, the classifier's head (section 4 and its "attention pool"): the mean of all positions attends to every position and becomes the output.
+    """The head of the paper's classifiers (section 4.3), CLIP's: the mean of all positions attends to every position.
 
     Args:
         channels (`int`): Channels of the feature map.

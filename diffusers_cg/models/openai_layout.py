@@ -189,22 +189,34 @@ def _order(entry: Entry, new_attention_order: bool) -> bool:
 def _check_shapes(model: nn.Module, entries: list[Entry], state_dict: Mapping[str, torch.Tensor]) -> None:
     ours = {key: torch.empty_like(value, device="meta") for key, value in model.state_dict().items()}
     expected = {entry.openai: entry.pack(tuple(ours[key] for key in entry.ours), True).shape for entry in entries}
-    shapes = {
-        name: f"{name} is {tuple(state_dict[name].shape)} in place of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in state_dict and state_dict[name].shape != shape
-    }
-    faults = [
-        f"{len(names)} {fault} ({'; '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
-        for fault, names in (
-            ("missing", [name for name in expected if name not in state_dict]),
-            ("left over", [name for name in state_dict if name not in expected]),
-            ("of another shape", list(shapes.values())),
-        )
-        if names
-    ]
+    faults = describe_faults(
+        missing=[name for name in expected if name not in state_dict],
+        left_over=[name for name in state_dict if name not in expected],
+        misshapen={
+            name: (state_dict[name].shape, shape)
+            for name, shape in expected.items()
+            if name in state_dict and state_dict[name].shape != shape
+        },
+    )
     if faults:
         raise InputError(
             f"The parameters of this checkpoint do not match the {type(model).__name__} that their names and shapes "
-            f"suggest: {', '.join(faults)}."
+            f"suggest: {faults}."
         )
+
+
+def describe_faults(
+    missing: list[str], left_over: list[str], misshapen: dict[str, tuple[torch.Size, torch.Size]]
+) -> str:
+    """How parameters do not fit a model, by number and the first few names; nothing if they do.
+
+    Args:
+        missing, left_over (`list[str]`): Names.
+        misshapen (`dict`): By name, the shape that is there and the model's.
+    """
+    misshapen = [f"{name} is {tuple(shape)} in place of {tuple(ours)}" for name, (shape, ours) in misshapen.items()]
+    return ", ".join(
+        f"{len(names)} {fault} ({'; '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
+        for fault, names in (("missing", missing), ("left over", left_over), ("of another shape", misshapen))
+        if names
+    )
