@@ -60,10 +60,9 @@ def measure_folder(
     import torch
 
     from diffusers_cg.data.images import load_image, resize_and_crop, to_tensor
-    from diffusers_cg.diffusion import GaussianDiffusion, resolve_timesteps
+    from diffusers_cg.diffusion import GaussianDiffusion, clip_range, resolve_timesteps
     from diffusers_cg.evaluation.bits_per_dimension import bits_per_dimension_to_folder
     from diffusers_cg.generation import Stage, resolve_device
-    from diffusers_cg.pipelines.steps import clip_range
 
     if batch_size < 1:
         raise InputError(f"`batch_size` must be at least 1, got {batch_size}.")

@@ -72,7 +72,7 @@ def sweep(
     """
     from diffusers_cg.evaluation.sweep import NUM_SHOWN, TABLE_FILE, Cell, sweep_to_folder
     from diffusers_cg.generation import Stage, resolve_device, sample_to_folder, start_processes
-    from diffusers_cg.pipelines.conversion import DTYPES
+    from diffusers_cg.models import DTYPES
 
     parsed = [parse_sampler(text) for text in samplers]
     for name, values in (("scales", scales), ("samplers", [f"{name} {steps}" for name, steps in parsed])):

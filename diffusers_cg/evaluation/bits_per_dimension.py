@@ -10,8 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusers_cg.data.files import atomic_directory
-from diffusers_cg.diffusion import BitsPerDimension, GaussianDiffusion, bits_per_dimension
-from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.diffusion import BitsPerDimension, GaussianDiffusion, bits_per_dimension, seeded_generator
 from diffusers_cg.errors import InputError, import_extra
 
 

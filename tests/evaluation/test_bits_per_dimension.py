@@ -11,8 +11,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 from diffusers_cg import GaussianDiffusion
-from diffusers_cg.diffusion import bits_per_dimension
-from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.diffusion import bits_per_dimension, seeded_generator
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.bits_per_dimension import bits_per_dimension_to_folder
 
