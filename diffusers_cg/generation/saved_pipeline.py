@@ -54,8 +54,7 @@ class SavedPipeline:
         Raises:
             InputError: if there is none, or it upsamples.
         """
-        check_path(self.path)
-        return PIPELINES[self.algorithm].from_pretrained(self.path, dtype=self.dtype)
+        return self._load(PIPELINES[self.algorithm])
 
     def load_upsampler(self) -> ClassifierGuidedSuperResolutionPipeline:
         """The pipeline, which upsamples, on the CPU.
@@ -63,13 +62,21 @@ class SavedPipeline:
         Raises:
             InputError: if there is none, or it does not upsample.
         """
-        check_path(self.path)
-        pipe = ClassifierGuidedSuperResolutionPipeline.from_pretrained(self.path, dtype=self.dtype)
+        pipe = self._load(ClassifierGuidedSuperResolutionPipeline)
         if self.algorithm == "ddim":
             pipe.scheduler = to_ddim_scheduler(pipe.scheduler)
         else:
             pipe.scheduler = to_ddpm_scheduler(pipe.scheduler, pipe.unet.predicts_variance)
         return pipe
+
+    def _load(self, pipeline_class: type[ClassifierGuidedPipeline]) -> ClassifierGuidedPipeline:
+        check_path(self.path)
+        try:
+            return pipeline_class.from_pretrained(self.path, dtype=self.dtype)
+        except InputError:
+            raise
+        except ValueError as error:  # diffusers' own, of a folder or repository that holds something else
+            raise InputError(f"{self.path} does not load as a {pipeline_class.__name__}: {error}") from error
 
     @property
     def options(self) -> dict[str, Any]:

@@ -57,13 +57,15 @@ class Definitions:
 
     Args:
         statements (`dict[str, str]`): Source of the definition of a name, with the comments above it.
-        used (`dict[str, set[str]]`): Names that occur in that source.
+        needed (`dict[str, set[str]]`): Names that must be there when that source runs.
+        used (`dict[str, set[str]]`): All names that occur in it, in the bodies of functions, too.
         ours (`dict[str, tuple[str, str]]`): Module of this package, and name in it, of an imported name.
         others (`dict[str, tuple[str, str]]`): The same of a name from elsewhere, with its `as`; of a module that is
             imported whole, nothing and the module.
     """
 
     statements: dict[str, str] = field(default_factory=dict)
+    needed: dict[str, set[str]] = field(default_factory=dict)
     used: dict[str, set[str]] = field(default_factory=dict)
     ours: dict[str, tuple[str, str]] = field(default_factory=dict)
     others: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -112,7 +114,7 @@ def gather_code(classes: list[type]) -> str:
         RuntimeError: if two modules define different things of one name.
     """
     modules: dict[str, Definitions] = {}
-    imports, code, origins = set(), {}, {}
+    imports, code, origins, later = set(), {}, {}, []
 
     def add(module: str, name: str) -> None:
         if module not in modules:
@@ -128,12 +130,15 @@ def gather_code(classes: list[type]) -> str:
             if name in origins:
                 raise RuntimeError(f"{origins[name]} and {module} both define {name}: they cannot share a file.")
             origins[name] = module
-            for used in sorted(definitions.used[name] - {name}):
-                add(module, used)
+            for needed in sorted(definitions.needed[name] - {name}):
+                add(module, needed)
             code[name] = definitions.statements[name]
+            later.extend((module, used) for used in sorted(definitions.used[name]))
 
     for cls in classes:
         add(cls.__module__, cls.__name__)
+    while later:
+        add(*later.pop(0))
     import_lines = [
         f"from {module} import {', '.join(names)}" if module else "\n".join(f"import {name}" for name in names)
         for module, names in _grouped(imports).items()
@@ -157,9 +162,10 @@ def read_definitions(module: ModuleType) -> Definitions:
                 else:
                     definitions.others[name] = (module_name, ast.unparse(alias))
         used = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+        needed = _names_at_definition(statement)
         for name in _defined_names(statement):
             definitions.statements[name] = "\n".join(lines[end : statement.end_lineno]).strip()
-            definitions.used[name] = used
+            definitions.needed[name], definitions.used[name] = needed, used
         end = statement.end_lineno
     return definitions
 
@@ -172,6 +178,16 @@ def _defined_names(statement: ast.stmt) -> list[str]:
     if isinstance(statement, ast.Assign):
         return [node.id for target in statement.targets for node in ast.walk(target) if isinstance(node, ast.Name)]
     return []
+
+
+def _names_at_definition(node: ast.AST) -> set[str]:
+    """Names that a statement asks for when it runs: all but those in the bodies of its functions."""
+    if isinstance(node, ast.Name):
+        return {node.id}
+    parts = ast.iter_child_nodes(node)
+    if isinstance(node, ast.FunctionDef):
+        parts = [*node.decorator_list, node.args, *([node.returns] if node.returns else [])]
+    return set().union(*map(_names_at_definition, parts))
 
 
 def _grouped(imports: set[tuple[str, str]]) -> dict[str, list[str]]:
