@@ -28,7 +28,7 @@ from diffusers_cg.diffusion import (
     seeded_generator,
 )
 from diffusers_cg.errors import InputError, import_extra
-from diffusers_cg.generation import Stage, resolve_device
+from diffusers_cg.generation import SavedPipeline, resolve_device
 from diffusers_cg.pipelines.pipeline_classifier_guided import ClassifierGuidedPipeline
 
 
@@ -91,7 +91,7 @@ def likelihood_to_folder(
             raise InputError(f"`{name}` must be at least {least}, got {value}.")
     import_extra("matplotlib.figure", "eval")  # before hours of work, not after
     with atomic_directory(output_dir, replaces=REPORT_FILE) as directory:
-        pipe = Stage(model).load_base().to(resolve_device(device))
+        pipe = SavedPipeline(model).load().to(resolve_device(device))
         files, class_labels = find_images(Path(data_dir), pipe.unet.config.num_class_embeds)
         scheduler = pipe.scheduler
         steps = scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps

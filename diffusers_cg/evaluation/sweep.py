@@ -18,8 +18,7 @@ from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.evaluation import FeatureExtractor, MeasuredSet, evaluate, measure
 from diffusers_cg.evaluation.measured_set import MIN_IMAGES
 from diffusers_cg.evaluation.report import REPORT_FILE, metric_names
-from diffusers_cg.generation import Stage, sample_to_folder, start_processes
-from diffusers_cg.generation.requests import check_classes
+from diffusers_cg.generation import SavedPipeline, check_classes, generate_to_folder, start_processes
 
 
 SWEEP_FILE, TABLE_FILE = "sweep.json", "table.md"
@@ -90,7 +89,7 @@ def sweep_to_folder(
         extractor ([`FeatureExtractor`]): What makes the features.
         scales (sequence of `float`): Each once.
         samplers (sequence of [`Sampler`]): Each once.
-        num_samples, classes, random_classes, seed, batch_size, dtype, device: As for [`sample_to_folder`].
+        num_samples, classes, random_classes, seed, batch_size, dtype, device: As for [`generate_to_folder`].
         evaluation_batch_size (`int`): Images that the extractor gets at once, at least 1.
         cache_dir (`str` or `Path`, *optional*): Keeps the features of the reference, as for [`measure`].
 
@@ -108,7 +107,7 @@ def sweep_to_folder(
         raise InputError(f"`num_samples` must be at least {MIN_IMAGES} for metrics, got {num_samples}.")
     import_extra("matplotlib.figure", "eval")  # before hours of work, not after
     stages = {
-        (sampler, scale): Stage(model, sampler.name, sampler.num_inference_steps, scale, dtype)
+        (sampler, scale): SavedPipeline(model, sampler.name, sampler.num_inference_steps, scale, dtype)
         for sampler in samplers
         for scale in scales
     }
@@ -120,7 +119,7 @@ def sweep_to_folder(
     points = []
     for (sampler, scale), stage in stages.items():
         directory = cell_directory(output_dir, sampler, scale)
-        sample_to_folder(
+        generate_to_folder(
             directory / "samples",
             stage,
             num_samples=num_samples,
@@ -146,7 +145,7 @@ def sweep_to_folder(
     return points
 
 
-def resolve_classes(stages: Collection[Stage], classes: Sequence[int] | None) -> Sequence[int] | None:
+def resolve_classes(stages: Collection[SavedPipeline], classes: Sequence[int] | None) -> Sequence[int] | None:
     """The classes of all stages: those that any of them needs, so that all draw the same images.
 
     Raises:
@@ -154,12 +153,12 @@ def resolve_classes(stages: Collection[Stage], classes: Sequence[int] | None) ->
     """
     if classes is not None:
         check_classes(classes)
-    one_of_each = {stage.sampler: stage for stage in stages}
-    pipes = {sampler: stage.load_base() for sampler, stage in one_of_each.items()}
-    needed = [stage.needed_classes(pipes[stage.sampler]) for stage in stages]
+    one_of_each = {stage.algorithm: stage for stage in stages}
+    pipes = {sampler: stage.load() for sampler, stage in one_of_each.items()}
+    needed = [stage.needed_classes(pipes[stage.algorithm]) for stage in stages]
     classes = classes or next((some for some in needed if some is not None), None)
     for stage in stages:
-        stage.check(pipes[stage.sampler], classes)
+        stage.check(pipes[stage.algorithm], classes)
     return classes
 
 
