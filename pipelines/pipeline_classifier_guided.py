@@ -11,7 +11,6 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UN
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import CommitInfo
 
 from diffusers_cg.diffusion import (
     GaussianDiffusion,
@@ -335,22 +334,6 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         channels = self.unet.config.in_channels
         if output_type == "pil" and channels not in (1, 3, 4):
             raise InputError(f'PIL has no images of {channels} channels: pass `output_type="np"`, "pt" or "latent".')
-
-    # ------------------------------------------------------------------------------------------------------- the Hub
-
-    def _upload_folder(
-        self,
-        working_dir: str,
-        repo_id: str,
-        token: str | None = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-        subfolder: str | None = None,
-    ) -> CommitInfo:
-        """The end of diffusers' `push_to_hub` and `save_pretrained(push_to_hub=True)`: with our card, in one commit."""
-        from diffusers_cg.hub.publishing import upload_pipeline  # which knows all pipelines
-
-        return upload_pipeline(self, working_dir, repo_id, token, commit_message, create_pr, subfolder)
 
     # --------------------------------------------------------------------------------------------------------- steps
 

@@ -7,7 +7,7 @@ import typer
 
 from diffusers_cg_cli.app import ManyValues, app
 from diffusers_cg_cli.command import command
-from diffusers_cg_cli.options import DEVICE, MODEL, given
+from diffusers_cg_cli.options import DEVICE, MODEL
 
 
 @app.command(cls=ManyValues)
@@ -46,10 +46,10 @@ def push(
 
     A card that is there is kept, and brought up to date where nobody edited it.
     """
-    from diffusers_cg.hub.publishing import Extras, push_folder
+    from diffusers_cg.hub.publishing import push_folder
 
-    known = given(license=license, datasets=datasets or None, base_model=base_model)
-    commit = push_folder(folder, name, private, token, Extras(with_code, grid, report, known))
+    known = {"license": license, "datasets": datasets or None, "base_model": base_model}
+    commit = push_folder(folder, name, private, token, with_code, grid, report, **known)
     print(f"Published {commit.commit_url}.")
 
 
@@ -70,7 +70,7 @@ def demo(
     device: Annotated[str | None, DEVICE] = None,
 ) -> None:
     """Opens a page to try a model on, in the browser."""
-    from diffusers_cg.demo.page import Studio, build_page
+    from diffusers_cg.demo.page import DemoModel, build_page
 
     title = title or Path(model).name
     if space is not None:
@@ -79,5 +79,5 @@ def demo(
         write_space(model, space, title)
         print(f"Saved {space}.")
         return
-    page = build_page(Studio.load(model, device), title)
+    page = build_page(DemoModel.load(model, device), title)
     page.launch(server_name=host, server_port=port, footer_links=[])

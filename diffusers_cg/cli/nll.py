@@ -62,11 +62,11 @@ def measure_folder(
     from diffusers_cg.data.images import load_image, resize_and_crop, to_tensor
     from diffusers_cg.diffusion import GaussianDiffusion, clip_range, resolve_timesteps
     from diffusers_cg.evaluation.bits_per_dimension import bits_per_dimension_to_folder
-    from diffusers_cg.generation import Stage, resolve_device
+    from diffusers_cg.generation import SavedPipeline, resolve_device
 
     if batch_size < 1:
         raise InputError(f"`batch_size` must be at least 1, got {batch_size}.")
-    pipe = Stage(model).load_base().to(resolve_device(device))
+    pipe = SavedPipeline(model).load().to(resolve_device(device))
     unet, scheduler = pipe.unet, pipe.scheduler
     channels, height, width = pipe.sample_shape
     if height != width:

@@ -69,23 +69,22 @@ def sample(
     work. With --upsampler the first pipeline draws all images at its low resolution, and then the second one upsamples
     them: one of the two is in memory at a time.
     """
-    from diffusers_cg.generation import Stage, sample_to_folder, start_processes
+    from diffusers_cg.generation import SavedPipeline, generate_to_folder, start_processes
     from diffusers_cg.models import DTYPES
 
     of_upsampler = {
         "num_inference_steps": upsampler_num_inference_steps,
         "classifier_scale": upsampler_classifier_scale,
     }
-    low_res = given(low_res_noise=low_res_noise, low_res_blur=low_res_blur)
+    low_res = {"low_res_noise": low_res_noise, "low_res_blur": low_res_blur}
     upsampling = None
     if upsampler is not None:
-        upsampling = Stage(upsampler, sampler, **of_upsampler, dtype=DTYPES[dtype], options=given(eta=eta) | low_res)
-    elif low_res or given(**of_upsampler):
+        upsampling = SavedPipeline(upsampler, sampler, **of_upsampler, dtype=DTYPES[dtype], eta=eta, **low_res)
+    elif given(**low_res, **of_upsampler):
         raise InputError("Flags of the upsampler need one: pass --upsampler, or leave them out.")
-    options = given(eta=eta, timesteps=timesteps or None)
-    sample_to_folder(
+    generate_to_folder(
         output,
-        Stage(model, sampler, num_inference_steps, classifier_scale, DTYPES[dtype], options),
+        SavedPipeline(model, sampler, num_inference_steps, classifier_scale, DTYPES[dtype], eta, timesteps or None),
         upsampling,
         num_samples=num_samples,
         classes=classes or None,

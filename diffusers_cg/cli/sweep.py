@@ -33,7 +33,7 @@ from diffusers_cg_cli.options import (
 if TYPE_CHECKING:
     import numpy as np
 
-    from diffusers_cg.generation import Stage
+    from diffusers_cg.generation import SavedPipeline
 
 
 @app.command(cls=ManyValues)
@@ -71,7 +71,7 @@ def sweep(
     shares the sampling among several processes.
     """
     from diffusers_cg.evaluation.sweep import NUM_SHOWN, TABLE_FILE, Cell, sweep_to_folder
-    from diffusers_cg.generation import Stage, resolve_device, sample_to_folder, start_processes
+    from diffusers_cg.generation import SavedPipeline, generate_to_folder, resolve_device, start_processes
     from diffusers_cg.models import DTYPES
 
     parsed = [parse_sampler(text) for text in samplers]
@@ -79,7 +79,7 @@ def sweep(
         if len(set(values)) < len(values):
             raise InputError(f"`{name}` must name at least one, each once, got {', '.join(map(str, values))}.")
     stages = {
-        Cell(algorithm, steps, scale): Stage(model, algorithm, steps, scale, DTYPES[dtype])
+        Cell(algorithm, steps, scale): SavedPipeline(model, algorithm, steps, scale, DTYPES[dtype])
         for algorithm, steps in parsed
         for scale in scales
     }
@@ -93,7 +93,7 @@ def sweep(
 
     def draw(cell: Cell, directory: Path) -> "tuple[Path, list[np.ndarray]]":
         samples = directory / "samples"
-        sample_to_folder(
+        generate_to_folder(
             samples,
             stages[cell],
             num_samples=num_samples,
@@ -129,22 +129,22 @@ def parse_sampler(text: str) -> tuple[str, int]:
     return name, int(steps)
 
 
-def resolve_classes(stages: Collection["Stage"], classes: Sequence[int] | None) -> Sequence[int] | None:
+def resolve_classes(stages: Collection["SavedPipeline"], classes: Sequence[int] | None) -> Sequence[int] | None:
     """The classes of all stages: those that any of them needs, so that all draw the same images.
 
     Raises:
         InputError: where sampling from one of the stages would.
     """
-    from diffusers_cg.generation.requests import check_classes
+    from diffusers_cg.generation import check_classes
 
     if classes is not None:
         check_classes(classes)
-    one_of_each = {stage.sampler: stage for stage in stages}
-    pipes = {algorithm: stage.load_base() for algorithm, stage in one_of_each.items()}
-    needed = [stage.needed_classes(pipes[stage.sampler]) for stage in stages]
+    one_of_each = {stage.algorithm: stage for stage in stages}
+    pipes = {algorithm: stage.load() for algorithm, stage in one_of_each.items()}
+    needed = [stage.needed_classes(pipes[stage.algorithm]) for stage in stages]
     classes = classes or next((some for some in needed if some is not None), None)
     for stage in stages:
-        stage.check(pipes[stage.sampler], classes)
+        stage.check(pipes[stage.algorithm], classes)
     return classes
 
 

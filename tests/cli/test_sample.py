@@ -22,7 +22,7 @@ from diffusers_cg import (
     ClassifierGuidedSuperResolutionPipeline,
 )
 from diffusers_cg.evaluation import open_images
-from diffusers_cg.generation import Request, make_requests
+from diffusers_cg.generation import ImageToDraw, images_to_draw
 from diffusers_cg_cli import app
 
 
@@ -117,7 +117,7 @@ def test_one_stage(sample, saved, tmp_path):
     assert len(np.unique(np.stack(list(drawn.values())), axis=0)) == 4
 
     pipe = ClassifierGuidedDDPMPipeline.from_pretrained(saved / "base")
-    latents = pipe([3], 3, generator=[Request(3, 1).generator(5, 0)], output_type="latent").images
+    latents = pipe([3], 3, generator=[ImageToDraw(3, 1).generator(5, 0)], output_type="latent").images
     assert_same_but_for_rounding({"": drawn["3/00001.png"]}, {"": quantized(latents)}, levels=1)
 
 
@@ -130,7 +130,7 @@ def test_cascade_is_the_chain_of_both_pipelines(sample, saved, tmp_path, sampler
     upsampler = ClassifierGuidedSuperResolutionPipeline.from_pretrained(saved / "up")
     if sampler == "ddim":
         upsampler.scheduler = ClassifierGuidedDDIMPipeline.from_pretrained(saved / "base").scheduler
-    generators = [[Request(4, 0).generator(0, stage)] for stage in (0, 1)]
+    generators = [[ImageToDraw(4, 0).generator(0, stage)] for stage in (0, 1)]
     latents = pipe([4], 3, classifier_scale=2.0, generator=generators[0], output_type="latent").images
     low = Image.fromarray(quantized(latents).astype(np.uint8))
     latents = upsampler(
@@ -143,7 +143,7 @@ def test_cascade_is_the_chain_of_both_pipelines(sample, saved, tmp_path, sampler
 def test_options_of_ddim(sample, saved, tmp_path):
     sample("base", None, "--classes", 4, "--num_samples", 1, "--sampler", "ddim", "--timesteps", 900, 20, "--eta", 0.5)
     pipe = ClassifierGuidedDDIMPipeline.from_pretrained(saved / "base")
-    generator = [Request(4, 0).generator(0, 0)]
+    generator = [ImageToDraw(4, 0).generator(0, 0)]
     latents = pipe([4], timesteps=[900, 20], eta=0.5, generator=generator, output_type="latent").images
     assert_same_but_for_rounding(pixels(tmp_path / "out"), {"4/00000.png": quantized(latents)}, levels=0)
 
@@ -167,11 +167,11 @@ def test_random_classes(sample, tmp_path):
     sample("base", None, "--num_samples", 12, "--random_classes", *STEPS, "--npz")
     with np.load(tmp_path / "out" / "samples.npz") as arrays:
         labels = arrays["arr_1"]
-    assert labels.tolist() == [request.class_label for request in make_requests(12, range(5), True, seed=0)]
+    assert labels.tolist() == [request.class_label for request in images_to_draw(12, range(5), True, seed=0)]
     assert len(set(labels.tolist())) > 2 and labels.tolist() != sorted(labels.tolist())
-    counts = np.bincount([request.class_label for request in make_requests(5000, range(5), True, seed=3)])
+    counts = np.bincount([request.class_label for request in images_to_draw(5000, range(5), True, seed=3)])
     assert counts.min() > 900
-    assert make_requests(20, range(5), True, seed=3) == make_requests(5000, range(5), True, seed=3)[:20]
+    assert images_to_draw(20, range(5), True, seed=3) == images_to_draw(5000, range(5), True, seed=3)[:20]
 
 
 def test_npz_is_in_the_layout_of_the_reference(sample, tmp_path, count_unet_passes):
@@ -430,7 +430,7 @@ def test_flag_that_is_no_number(sample, tmp_path):
 
 
 def test_generators_are_streams_of_their_own():
-    requests = [Request(label, number) for label in (0, 1, 2) for number in (0, 1, 2)]
+    requests = [ImageToDraw(label, number) for label in (0, 1, 2) for number in (0, 1, 2)]
     drawn = {
         torch.randn(4, generator=request.generator(seed, stage)).sum().item()
         for request in requests
