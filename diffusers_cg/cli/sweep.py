@@ -1,5 +1,6 @@
 """`diffusers-cg sweep`: fidelity against diversity, scale by scale."""
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,9 @@ from diffusers_cg_cli.options import (
 
 
 if TYPE_CHECKING:
-    from diffusers_cg.evaluation.sweep import Sampler
+    import numpy as np
+
+    from diffusers_cg.generation import SavedPipeline
 
 
 @app.command(cls=ManyValues)
@@ -67,44 +70,90 @@ def sweep(
     started again it goes on, also with more scales, samplers or samples; `accelerate launch -m diffusers_cg sweep ...`
     shares the sampling among several processes.
     """
-    from diffusers_cg.evaluation.sweep import TABLE_FILE, sweep_to_folder
-    from diffusers_cg.generation import resolve_device, start_processes
+    from diffusers_cg.evaluation.sweep import NUM_SHOWN, TABLE_FILE, Cell, sweep_to_folder
+    from diffusers_cg.generation import SavedPipeline, generate_to_folder, resolve_device, start_processes
     from diffusers_cg.models import DTYPES
 
     parsed = [parse_sampler(text) for text in samplers]
+    for name, values in (("scales", scales), ("samplers", [f"{name} {steps}" for name, steps in parsed])):
+        if len(set(values)) < len(values):
+            raise InputError(f"`{name}` must name at least one, each once, got {', '.join(map(str, values))}.")
+    stages = {
+        Cell(algorithm, steps, scale): SavedPipeline(model, algorithm, steps, scale, DTYPES[dtype])
+        for algorithm, steps in parsed
+        for scale in scales
+    }
     (opened,) = open_sets([reference], resolution, split, config_name, image_column)
     processes = start_processes()
     with processes.local_main_process_first():  # it downloads weights for the others
         loaded = open_extractor(
             extractor, inception_weights, processes.device if device is None else resolve_device(device)
         )
+    resolved = resolve_classes(stages.values(), classes or None)
+
+    def draw(cell: Cell, directory: Path) -> "tuple[Path, list[np.ndarray]]":
+        samples = directory / "samples"
+        generate_to_folder(
+            samples,
+            stages[cell],
+            num_samples=num_samples,
+            classes=resolved,
+            random_classes=random_classes,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+        )
+        return samples, first_images(samples, NUM_SHOWN)
+
     sweep_to_folder(
         output,
-        model,
+        draw,
+        list(stages),
+        num_samples,
         opened,
         loaded,
-        scales,
-        parsed,
-        num_samples,
-        classes=classes or None,
-        random_classes=random_classes,
-        seed=seed,
-        batch_size=batch_size,
-        evaluation_batch_size=evaluation_batch_size,
-        cache_dir=cache_dir or output.parent / "reference_features",
-        dtype=DTYPES[dtype],
-        device=device,
+        evaluation_batch_size,
+        cache_dir or output.parent / "reference_features",
+        is_main_process=processes.is_main_process,
     )
     if processes.is_main_process:
         print((output / TABLE_FILE).read_text())
         print(f"Saved {output}.")
 
 
-def parse_sampler(text: str) -> "Sampler":
-    """`ddpm:250` as a [`Sampler`]."""
-    from diffusers_cg.evaluation.sweep import Sampler
-
+def parse_sampler(text: str) -> tuple[str, int]:
+    """Algorithm and steps of `ddpm:250`."""
     name, _, steps = text.partition(":")
     if name not in ("ddpm", "ddim") or not steps.isdecimal():
         raise InputError(f"In --samplers, a sampler is ddpm or ddim and its steps, as in ddpm:250, not {text}.")
-    return Sampler(name, int(steps))
+    return name, int(steps)
+
+
+def resolve_classes(stages: Collection["SavedPipeline"], classes: Sequence[int] | None) -> Sequence[int] | None:
+    """The classes of all stages: those that any of them needs, so that all draw the same images.
+
+    Raises:
+        InputError: where sampling from one of the stages would.
+    """
+    from diffusers_cg.generation import check_classes
+
+    if classes is not None:
+        check_classes(classes)
+    one_of_each = {stage.algorithm: stage for stage in stages}
+    pipes = {algorithm: stage.load() for algorithm, stage in one_of_each.items()}
+    needed = [stage.needed_classes(pipes[stage.algorithm]) for stage in stages]
+    classes = classes or next((some for some in needed if some is not None), None)
+    for stage in stages:
+        stage.check(pipes[stage.algorithm], classes)
+    return classes
+
+
+def first_images(samples: Path, count: int) -> "list[np.ndarray]":
+    """The first image of every class, then the second, and so on."""
+    import numpy as np
+    from PIL import Image
+
+    from diffusers_cg.data.images import list_images
+
+    files = sorted(list_images(samples), key=lambda file: (file.name, len(file.parent.name), file.parent))
+    return [np.asarray(Image.open(file)) for file in files[:count]]
