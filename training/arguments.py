@@ -20,18 +20,6 @@ CHANNEL_MULTIPLIERS = {
 ATTENTION_RESOLUTIONS = (32, 16, 8)
 TIMESTEP_SAMPLERS = {"uniform": UniformSampler, "loss_second_moment": LossSecondMomentSampler}
 
-# flags that make no sense of a folder, whose classes are its subfolders
-OF_DATASETS = (
-    "dataset_config_name",
-    "split",
-    "image_column",
-    "label_column",
-    "class_names",
-    "num_classes",
-    "streaming",
-    "validation_split",
-)
-
 # what a training that goes on must share with the one that was stopped, as far as a script has the flag
 RESUMED_SETTINGS = (
     "seed",
@@ -280,19 +268,6 @@ def add_training_arguments(
     )
     group.add_argument("--hub_model_id", metavar="OWNER/NAME", help="Where to.")
     group.add_argument("--hub_private_repo", action="store_true", help="For your eyes only, if it is made.")
-
-
-def check_source(args: argparse.Namespace) -> None:
-    """Raises `InputError` unless the flags name one source of images, and only what goes with it."""
-    sources = {f"--{name}": getattr(args, name) for name in ("train_data_dir", "dataset_name", "train_data_files")}
-    given = [flag for flag, value in sources.items() if value is not None]
-    if len(given) != 1:
-        raise InputError(
-            f"Pass one of {', '.join(sources)} to say where the images are, got {' and '.join(given) or 'none'}."
-        )
-    needless = [name for name in OF_DATASETS if getattr(args, name, None) not in (None, False)]
-    if args.train_data_dir is not None and needless:
-        raise InputError(f"--{needless[0]} is for --dataset_name and --train_data_files, not for --train_data_dir.")
 
 
 def trunk_arguments(args: argparse.Namespace) -> dict:

@@ -22,6 +22,17 @@ from diffusers_cg.errors import InputError
 if TYPE_CHECKING:
     from diffusers_cg.training.config import DataSettings
 
+# settings that make no sense of a folder, whose classes are its subfolders
+OF_DATASETS = (
+    "dataset_config_name",
+    "split",
+    "image_column",
+    "label_column",
+    "class_names",
+    "num_classes",
+    "streaming",
+    "validation_split",
+)
 SPARE_IMAGES = 15  # that are tried in place of one that cannot be read
 SEARCHED_IMAGES = 2000  # of a stream, for examples of its classes
 
@@ -48,9 +59,20 @@ def open_training_images(
         class_names (sequence of `str`, *optional*): What the classes are called, if not as the settings say.
 
     Raises:
-        InputError: if the source does not hold images with labels as needed.
+        InputError: if the settings name no source or several, or the source does not hold images with labels as needed.
     """
+    sources = {f"--{name}": getattr(settings, name) for name in ("train_data_dir", "dataset_name", "train_data_files")}
+    given = [flag for flag, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise InputError(
+            f"Pass one of {', '.join(sources)} to say where the images are, got {' and '.join(given) or 'none'}."
+        )
     if settings.train_data_dir is not None:
+        needless = [name for name in OF_DATASETS if getattr(settings, name, None) not in (None, False)]
+        if needless:
+            raise InputError(
+                f"--{needless[0]} is for --dataset_name and --train_data_files, not for --train_data_dir."
+            )
         return open_folder(settings.train_data_dir, labels)
     return open_dataset(
         settings.train_data_files if settings.dataset_name is None else settings.dataset_name,

@@ -25,7 +25,6 @@ from diffusers_cg.training.arguments import (
     add_data_arguments,
     add_training_arguments,
     add_trunk_arguments,
-    check_source,
     check_training_arguments,
     image_arguments,
     trunk_arguments,
@@ -109,7 +108,6 @@ def checked_splits(
 @command
 def main(args: argparse.Namespace) -> None:
     check_training_arguments(args)
-    check_source(args)
     dataset = open_training_images(args)
     class_names = dataset.class_names
     accelerator = make_accelerator(args)

@@ -39,7 +39,6 @@ from diffusers_cg.training.arguments import (
     add_data_arguments,
     add_training_arguments,
     add_trunk_arguments,
-    check_source,
     check_training_arguments,
     image_arguments,
     trunk_arguments,
@@ -185,7 +184,6 @@ def main(args: argparse.Namespace) -> None:
     check_training_arguments(args)
     check_upsampling_arguments(args)
     resolve_loss_arguments(args)
-    check_source(args)
     dataset = open_training_images(args, labels="required" if args.class_conditional else "optional")
     class_names = dataset.class_names
     accelerator = make_accelerator(args)

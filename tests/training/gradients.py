@@ -62,7 +62,7 @@ def record(rank: int, num_processes: int, port: int, data_dir: Path, output_dir:
     dataset = open_folder(data_dir, "required")
     images = TrainingImages(dataset, args.resolution, args.channels)
     # no layer at zero, so that gradients reach them all
-    unet = with_weights(train_unet.make_unet(args, dataset.features["label"].names))
+    unet = with_weights(train_unet.make_unet(args, dataset.class_names))
     diffusion = GaussianDiffusion(torch.linspace(1e-3, 0.5, NUM_TIMESTEPS))
 
     def loss_function(model, batch, timesteps, noise):

@@ -12,7 +12,8 @@ from processes import Signal, run_command
 
 from diffusers_cg import ADMUNet2DModel, ClassifierGuidedSuperResolutionPipeline
 from diffusers_cg.data import open_folder
-from diffusers_cg.training.data import TrainingImages, downscale
+from diffusers_cg.data.images import downscale
+from diffusers_cg.training.data import TrainingImages
 from diffusers_cg.training.draws import draw_low_res_augmentation
 
 
