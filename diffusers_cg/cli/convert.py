@@ -57,17 +57,18 @@ def convert(
     ClassifierGuidedSuperResolutionPipeline; schedule, steps and scale of the paper are saved in it. The files are read
     without executing anything in them.
     """
+    from diffusers_cg.data.files import atomic_directory
+    from diffusers_cg.hub.model_card import write_openai_model_card
+    from diffusers_cg.models import DTYPES
     from diffusers_cg.pipelines.conversion import convert_checkpoints
 
     classifier_facts = {}
     if classifier_attention_head_dim is not None:
         classifier_facts = {"attention_head_dim": classifier_attention_head_dim, "new_attention_order": False}
-    released = convert_checkpoints(
+    pipe, preset = convert_checkpoints(
         unet,
         classifier,
-        output,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
+        torch_dtype=DTYPES[dtype],
         beta_schedule=None if beta_schedule is None else DIFFUSERS_SCHEDULES[beta_schedule],
         unet_facts={
             "sample_size": sample_size,
@@ -78,6 +79,11 @@ def convert(
         classifier_facts=classifier_facts,
         low_res_size=low_res_size,
     )
-    if released is not None:
+    with atomic_directory(output, replaces="model_index.json") as directory:
+        pipe.save_pretrained(directory, max_shard_size=max_shard_size)
+        if preset is not None:
+            classifier_file = None if classifier is None else classifier.name
+            write_openai_model_card(directory, pipe, unet.name, classifier_file, dtype=dtype, name=output.name)
+    if preset is not None:
         print("OpenAI released these weights for research, not for deployment: see README.md in the folder.")
     print(f"Saved {output}.")

@@ -70,7 +70,7 @@ def sample(
     them: one of the two is in memory at a time.
     """
     from diffusers_cg.generation import Stage, sample_to_folder, start_processes
-    from diffusers_cg.pipelines.conversion import DTYPES
+    from diffusers_cg.models import DTYPES
 
     of_upsampler = {
         "num_inference_steps": upsampler_num_inference_steps,

@@ -69,7 +69,7 @@ def sweep(
     """
     from diffusers_cg.evaluation.sweep import TABLE_FILE, sweep_to_folder
     from diffusers_cg.generation import resolve_device, start_processes
-    from diffusers_cg.pipelines.conversion import DTYPES
+    from diffusers_cg.models import DTYPES
 
     parsed = [parse_sampler(text) for text in samplers]
     (opened,) = open_sets([reference], resolution, split, config_name, image_column)

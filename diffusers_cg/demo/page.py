@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from PIL import Image
 
-from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.generation.stages import Stage, resolve_device
 from diffusers_cg.pipelines import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
-from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
+from diffusers_cg.pipelines.pipeline_classifier_guided import ClassifierGuidedPipeline
 
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Studio:
 
     def __init__(self, pipe: ClassifierGuidedPipeline):
         self.pipes = {
-            cls.sampler: cls(**pipe.components, **pipe.parameters)
+            cls.algorithm: cls(**pipe.components, **pipe.parameters)
             for cls in (ClassifierGuidedDDPMPipeline, ClassifierGuidedDDIMPipeline)
         }
         for one in self.pipes.values():
@@ -130,9 +130,9 @@ class Studio:
         order = Order(
             class_label, scales if self.is_guided else [0.0] * len(scales), num_inference_steps, sampler, seeds
         )
-        self.pipes[sampler].prepare_inputs(
-            **self._inputs(order), timesteps=None, guidance=None, latents=None, output_type="pil"
-        )
+        inputs = self._inputs(order)
+        del inputs["generator"]
+        self.pipes[sampler].check_call(**inputs)
         return order
 
     def draw(self, order: Order) -> Iterator[Preview]:

@@ -11,13 +11,18 @@ from tqdm.auto import tqdm
 from diffusers_cg.data import ImageSet, find_bad_images, open_folder
 from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.data.images import resize_and_crop, to_tensor
-from diffusers_cg.diffusion import BitsPerDimension, GaussianDiffusion, bits_per_dimension, resolve_timesteps
-from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.diffusion import (
+    BitsPerDimension,
+    GaussianDiffusion,
+    bits_per_dimension,
+    clip_range,
+    resolve_timesteps,
+    seeded_generator,
+)
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.generation import Stage, resolve_device
 from diffusers_cg.generation.folder import BESIDE_SAMPLES
-from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
-from diffusers_cg.pipelines.steps import clip_range
+from diffusers_cg.pipelines.pipeline_classifier_guided import ClassifierGuidedPipeline
 
 
 REPORT_FILE, TERMS_FILE, PLOT_FILE = "nll.json", "terms.npz", "nll.png"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError
 
 

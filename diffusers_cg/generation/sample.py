@@ -18,7 +18,7 @@ from diffusers_cg.errors import InputError
 from diffusers_cg.generation.folder import GRID_FILE, SampleFolder
 from diffusers_cg.generation.requests import Request, check_classes, make_requests
 from diffusers_cg.generation.stages import Stage, resolve_device
-from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
+from diffusers_cg.pipelines.pipeline_classifier_guided import ClassifierGuidedPipeline
 
 
 LOW_RES_FOLDER = ".low_res"

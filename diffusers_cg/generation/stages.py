@@ -11,16 +11,14 @@ from typing import Any, Literal
 import torch
 from diffusers import ModelMixin
 
-from diffusers_cg.diffusion import to_ddim_scheduler, to_ddpm_scheduler
+from diffusers_cg.diffusion import check_augmentation_level, check_eta, to_ddim_scheduler, to_ddpm_scheduler
 from diffusers_cg.errors import InputError
 from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )
-from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
-from diffusers_cg.pipelines.pipeline_classifier_guided_super_resolution import check_level
-from diffusers_cg.pipelines.steps import check_eta
+from diffusers_cg.pipelines.pipeline_classifier_guided import ClassifierGuidedPipeline
 
 
 BASE_PIPELINES = {"ddpm": ClassifierGuidedDDPMPipeline, "ddim": ClassifierGuidedDDIMPipeline}
@@ -74,7 +72,7 @@ class Stage:
         """Scale of guidance of a call."""
         if self.classifier_scale is not None:
             return self.classifier_scale
-        return 0.0 if pipe.classifier is None else pipe.config[f"{pipe.sampler}_classifier_scale"]
+        return 0.0 if pipe.classifier is None else pipe.config[f"{pipe.algorithm}_classifier_scale"]
 
     def needed_classes(self, pipe: ClassifierGuidedPipeline) -> Sequence[int] | None:
         """All classes that the pipeline knows; None where a call needs no labels."""
@@ -84,28 +82,23 @@ class Stage:
     def check(self, pipe: ClassifierGuidedPipeline, classes: Sequence[int] | None) -> None:
         """Raises `ValueError` or `TypeError` where a call would for one of these classes; nothing is computed."""
         for name in ("low_res_noise", "low_res_blur"):
-            check_level(name, self.options.get(name, 0.0))
+            check_augmentation_level(name, self.options.get(name, 0.0))
         if "eta" in self.options:
             if self.sampler == "ddpm":
                 raise InputError("`eta` is for the sampler ddim: ddpm adds all the noise of its steps.")
             check_eta(self.options["eta"], pipe.scheduler)
-        pipe.prepare_inputs(
+        pipe.check_call(
             class_labels=None if classes is None else [min(classes), max(classes)],
-            batch_size=None,
             num_inference_steps=self.num_inference_steps,
             timesteps=self.options.get("timesteps"),
             classifier_scale=self.classifier_scale,
-            guidance=None,
-            generator=torch.Generator(),
-            latents=None,
-            output_type="pil",  # the images go into files of PIL's
         )
 
     def settings(self, pipe: ClassifierGuidedPipeline) -> dict[str, Any]:
         """What the images of a call follow from beside their seed, for a JSON file."""
         settings = {"path": str(self.path), "sampler": self.sampler}
         if "timesteps" not in self.options:
-            saved = pipe.config[f"{pipe.sampler}_num_inference_steps"]
+            saved = pipe.config[f"{pipe.algorithm}_num_inference_steps"]
             settings["num_inference_steps"] = saved if self.num_inference_steps is None else self.num_inference_steps
         return {
             **settings,

@@ -25,7 +25,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.report import Evaluation, metric_names
 from diffusers_cg.pipelines import ClassifierGuidedSuperResolutionPipeline
-from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
+from diffusers_cg.pipelines.pipeline_classifier_guided import ClassifierGuidedPipeline
 
 
 CARD_FILE = "README.md"
@@ -55,12 +55,13 @@ low = torch.rand(1, {low_res_shape})  # in place of your image, in [0, 1]; PIL i
 images = pipe(image=low, {call}, generator=torch.manual_seed(0)).images"""
 
 CLASSIFIER_SNIPPET = """import torch
-from diffusers_cg import ClassifierGuidance, NoisyClassifierModel
+from diffusers_cg import NoisyClassifierModel
+from diffusers_cg.guidance import classifier_gradient
 
 classifier = NoisyClassifierModel.from_pretrained("{path}")
 noisy_images = torch.randn(1, {shape})  # x_t of a diffusion model whose clean images span [-1, 1]
 logits = classifier(noisy_images, 500).logits
-gradient = ClassifierGuidance(classifier)(noisy_images, torch.tensor(500), torch.tensor([0]))"""
+gradient = classifier_gradient(classifier, noisy_images, 500, torch.tensor([0]))"""
 
 WITH_CODE_SNIPPET = """from diffusers import DiffusionPipeline
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from diffusers_cg.data.files import list_files
 from diffusers_cg.data.grids import image_grid
-from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.report import REPORT_FILE, Evaluation
 from diffusers_cg.hub.hub_errors import HubError, hub_sentence
@@ -37,7 +37,7 @@ from diffusers_cg.pipelines import (
     ClassifierGuidedDDPMPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )
-from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
+from diffusers_cg.pipelines.pipeline_classifier_guided import ClassifierGuidedPipeline
 
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from diffusers.pipelines.pipeline_loading_utils import CUSTOM_PIPELINE_FILE_NAME
 
 from diffusers_cg import __version__
 from diffusers_cg.errors import InputError
-from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
+from diffusers_cg.pipelines.pipeline_classifier_guided import ClassifierGuidedPipeline
 
 
 PACKAGE = "diffusers_cg"

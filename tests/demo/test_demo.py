@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from diffusers_cg import ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline
 from diffusers_cg.demo.page import MAX_IMAGES, SCALES, Studio
-from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg_cli import app
 
 
