@@ -80,8 +80,8 @@ def open_sets(
     sources: list[str], resolution: int | None, split: str | None, config_name: str | None, image_column: str | None
 ) -> list["ImageSet | FeatureStatistics"]:
     """Opens what the flags of `evaluate` and `sweep` name."""
-    from diffusers_cg.data.dataset_files import is_dataset
-    from diffusers_cg.evaluation import open_set
+    from diffusers_cg.data import is_dataset, open_set
+    from diffusers_cg.generation import BESIDE_SAMPLES
 
     of_dataset = given(split=split, config_name=config_name, image_column=image_column)
     if of_dataset and not any(map(is_dataset, sources)):
@@ -89,7 +89,8 @@ def open_sets(
             f"--split, --config_name and --image_column are for datasets, and {' and '.join(sources)} is none: leave "
             "them out."
         )
-    return [open_set(source, resolution, **of_dataset, progress_bar=True) for source in sources]
+    options = {"resolution": resolution, "leave_out": BESIDE_SAMPLES, "progress_bar": True}
+    return [open_set(source, **options, **of_dataset) for source in sources]
 
 
 def open_extractor(
