@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Literal
 
 import torch
@@ -372,37 +373,34 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         model_output = self.unet(sample.to(self.unet.dtype), timestep, **inputs).sample.float()
         return diffusion.predict(model_output, sample, timestep, clip_range(self.scheduler))
 
-    def prepare_look(
+    def look(
         self,
+        sample: torch.Tensor,
+        t: int,
+        index: int,
+        *,
         diffusion: GaussianDiffusion,
         guidance: Guidance,
         class_labels: torch.Tensor | None,
         low_res: torch.Tensor | None = None,
-    ) -> Look:
-        """How the loops of both algorithms look at a sample: through the unet, and as the guidance changes that."""
+    ) -> GuidedStep:
+        """The step from x_t, the `index`-th, as guidances see it; its prediction is what they make of the unet's."""
+        timestep = torch.tensor(t, device=sample.device)
+        predict = partial(self.predict, low_res=low_res, diffusion=diffusion)
 
-        def predict(sample, timestep, class_labels):
-            return self.predict(sample, timestep, class_labels, low_res, diffusion)
+        def guided(sample: torch.Tensor) -> Prediction:
+            prediction = predict(sample, timestep, class_labels)
+            noise = guidance.mix(step.seeing(sample, prediction))
+            if noise is not prediction.noise:
+                original = diffusion.predict_original(noise, sample, timestep, clip_range(self.scheduler))
+                prediction = replace(prediction, noise=noise, pred_original_sample=original)
+            return replace(prediction, pred_original_sample=guidance.replace(step.seeing(sample, prediction)))
 
-        def look(sample: torch.Tensor, t: int, index: int) -> GuidedStep:
-            timestep = torch.tensor(t, device=sample.device)
-
-            def guided(sample: torch.Tensor) -> Prediction:
-                prediction = predict(sample, timestep, class_labels)
-                noise = guidance.mix(step.seeing(sample, prediction))
-                if noise is not prediction.noise:
-                    original = diffusion.predict_original(noise, sample, timestep, clip_range(self.scheduler))
-                    prediction = replace(prediction, noise=noise, pred_original_sample=original)
-                original = guidance.replace(step.seeing(sample, prediction))
-                return replace(prediction, pred_original_sample=original)
-
-            alpha_prod_t = diffusion.coefficient("abar", timestep, sample)
-            step = GuidedStep(
-                sample, timestep, class_labels, alpha_prod_t, predict, guided, index, len(diffusion.timesteps)
-            )
-            return step
-
-        return look
+        alpha_prod_t = diffusion.coefficient("abar", timestep, sample)
+        step = GuidedStep(
+            sample, timestep, class_labels, alpha_prod_t, predict, guided, index, len(diffusion.timesteps)
+        )
+        return step
 
     def progress(self, timesteps: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Numbers and timesteps of the steps, under the progress bar, until a callback interrupts."""

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
@@ -134,7 +135,7 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         timesteps = self.prepare_timesteps(num_inference_steps, timesteps)
         diffusion = GaussianDiffusion.from_scheduler(self.scheduler, timesteps)
         latents = self.prepare_latents(batch_size, generator, latents)  # last: it draws noise
-        look = self.prepare_look(diffusion, guidance, labels)
+        look = partial(self.look, diffusion=diffusion, guidance=guidance, class_labels=labels)
         sample = denoise_by_ddim(self, latents, diffusion, look, guidance, generator, on_step_end, eta)
         return self.finish(sample, output_type, return_dict)
 
@@ -171,6 +172,7 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         diffusion = GaussianDiffusion.from_scheduler(
             self.scheduler, self.prepare_timesteps(num_inference_steps, timesteps)
         )
-        latents = invert_by_ddim(self, sample, diffusion, self.prepare_look(diffusion, unguided, labels))
+        look = partial(self.look, diffusion=diffusion, guidance=unguided, class_labels=labels)
+        latents = invert_by_ddim(self, sample, diffusion, look)
         self.maybe_free_model_hooks()
         return latents

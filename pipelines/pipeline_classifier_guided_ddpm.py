@@ -1,6 +1,7 @@
 """Classifier-guided ancestral sampling, Algorithm 1 of *Diffusion Models Beat GANs on Image Synthesis*."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from diffusers import DDPMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
@@ -116,6 +117,6 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         timesteps = self.prepare_timesteps(num_inference_steps, timesteps)
         diffusion = GaussianDiffusion.from_scheduler(self.scheduler, timesteps)
         latents = self.prepare_latents(batch_size, generator, latents)  # last: it draws noise
-        look = self.prepare_look(diffusion, guidance, labels)
+        look = partial(self.look, diffusion=diffusion, guidance=guidance, class_labels=labels)
         sample = denoise_by_ddpm(self, latents, diffusion, look, guidance, generator, on_step_end)
         return self.finish(sample, output_type, return_dict)

@@ -1,6 +1,7 @@
 """Classifier-guided upsampling, the second half of the stacks of *Diffusion Models Beat GANs on Image Synthesis*."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -156,7 +157,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
             noise = randn_tensor(low_res.shape, generator=generator, device=low_res.device, dtype=low_res.dtype)
         low_res = augment_low_res(low_res, low_res_noise, low_res_blur, noise)
 
-        look = self.prepare_look(diffusion, guidance, labels, low_res)
+        look = partial(self.look, diffusion=diffusion, guidance=guidance, class_labels=labels, low_res=low_res)
         inputs = (self, latents, diffusion, look, guidance, generator, on_step_end)
         sample = denoise_by_ddpm(*inputs) if self.algorithm == "ddpm" else denoise_by_ddim(*inputs, eta)
         return self.finish(sample, output_type, return_dict)

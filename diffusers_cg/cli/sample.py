@@ -71,7 +71,7 @@ class SampleSettings(DrawSettings):
 
 def run(settings: SampleSettings) -> None:
     from diffusers_cg.generation import SavedPipeline, generate_to_folder, start_processes
-    from diffusers_cg.pipelines.conversion import DTYPES
+    from diffusers_cg.models import DTYPES
 
     common = {"algorithm": settings.sampler, "dtype": DTYPES[settings.dtype], "eta": settings.eta}
     base = SavedPipeline(

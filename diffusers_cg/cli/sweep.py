@@ -43,7 +43,7 @@ class SweepSettings(ReferenceSettings, DrawSettings):
 def run(settings: SweepSettings) -> None:
     from diffusers_cg.evaluation.sweep import TABLE_FILE, Sampler, sweep_to_folder
     from diffusers_cg.generation import resolve_device, start_processes
-    from diffusers_cg.pipelines.conversion import DTYPES
+    from diffusers_cg.models import DTYPES
 
     (reference,) = open_sets(settings, settings.reference)
     processes = start_processes()

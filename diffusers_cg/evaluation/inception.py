@@ -9,7 +9,7 @@ import torch
 
 from diffusers_cg.errors import InputError, MissingExtraError, import_extra
 from diffusers_cg.evaluation.features import Features
-from diffusers_cg.models.openai_checkpoint import read_state_dict
+from diffusers_cg.models.openai_files import read_state_dict
 
 
 INCEPTION = "inception"
