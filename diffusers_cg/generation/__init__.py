@@ -1,11 +1,18 @@
 """Many images from saved pipelines, resumable, by as many processes as there are."""
 
 from diffusers_cg.generation.generate import draw_images, generate_to_folder, resolve_device, start_processes
-from diffusers_cg.generation.sample_folder import ImageToDraw, SampleFolder, check_classes, images_to_draw
+from diffusers_cg.generation.sample_folder import (
+    BESIDE_SAMPLES,
+    ImageToDraw,
+    SampleFolder,
+    check_classes,
+    images_to_draw,
+)
 from diffusers_cg.generation.saved_pipeline import SavedPipeline
 
 
 __all__ = [
+    "BESIDE_SAMPLES",
     "ImageToDraw",
     "SampleFolder",
     "SavedPipeline",

@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffusers_cg.data.images import list_files
+from diffusers_cg.data.files import list_files
 from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError
 
 
 SETTINGS_FILE, GRID_FILE, NPZ_FILE = "sampling.json", "grid.png", "samples.npz"
+BESIDE_SAMPLES = (SETTINGS_FILE, GRID_FILE, NPZ_FILE)
+"""Names of what lies on top of a folder of samples, beside the images: for readers to leave out."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class SampleFolder:
         self.path = Path(path)
 
     def images(self) -> list[Path]:
-        """The files of all its images, sorted: without the grid and what else stands on top of the folder."""
-        beside = {self.path / name for name in (SETTINGS_FILE, GRID_FILE, NPZ_FILE)}
+        """The files of all its images, sorted."""
+        beside = {self.path / name for name in BESIDE_SAMPLES}
         return [file for file in list_files(self.path) if file not in beside] if self.path.is_dir() else []
 
     def check(self, settings: dict[str, Any], images: Sequence[ImageToDraw]) -> None:
