@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 from tqdm.auto import tqdm
 
+from diffusers_cg.data import FeatureStatistics, ImageSet, Source, open_set
 from diffusers_cg.data.files import atomic_update
-from diffusers_cg.data.image_sets import FeatureStatistics, ImageSet, Statistics
-from diffusers_cg.data.open_set import Source, open_set
+from diffusers_cg.data.image_sets import Statistics
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.metrics import INCEPTION, feature_statistics
 from diffusers_cg.evaluation.report import SetFacts

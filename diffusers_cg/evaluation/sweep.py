@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from diffusers_cg.data import Source
 from diffusers_cg.data.files import atomic_update
 from diffusers_cg.data.grids import image_grid
-from diffusers_cg.data.open_set import Source
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.evaluation.comparison import evaluate
 from diffusers_cg.evaluation.features import (

@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
@@ -16,6 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from diffusers_cg.data.grids import image_grid
+from diffusers_cg.data.images import to_uint8
 from diffusers_cg.errors import InputError
 from diffusers_cg.generation.sample_folder import GRID_FILE, ImageToDraw, SampleFolder, check_classes, images_to_draw
 from diffusers_cg.generation.saved_pipeline import SavedPipeline
@@ -243,11 +243,6 @@ def check_fit(pipe: ClassifierGuidedPipeline, demands: dict[str, Any]) -> None:
                 f"The two stages do not fit together: the {name} of the first is {offers[name]}, but the upsampler "
                 f"is made for {demanded}."
             )
-
-
-def to_uint8(sample: torch.Tensor) -> np.ndarray:
-    """Images (B, C, H, W) in [-1, 1] as (B, H, W, C) uint8: truncated, not rounded, as the paper's were."""
-    return ((sample + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def start_processes() -> PartialState:

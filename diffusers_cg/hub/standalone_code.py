@@ -16,7 +16,6 @@ from types import ModuleType
 from diffusers import ModelMixin
 from diffusers.pipelines.pipeline_loading_utils import CUSTOM_PIPELINE_FILE_NAME
 
-import diffusers_cg
 from diffusers_cg.errors import InputError
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
 
@@ -143,7 +142,7 @@ def gather_code(classes: list[type]) -> str:
         f"from {module} import {', '.join(names)}" if module else "\n".join(f"import {name}" for name in names)
         for module, names in _grouped(imports).items()
     ]
-    header = CODE_HEADER.format(version=diffusers_cg.__version__)
+    header = CODE_HEADER.format(version=importlib.import_module(PACKAGE).__version__)
     return "\n\n\n".join([header + "\n" + "\n".join(import_lines), *code.values()]) + "\n"
 
 

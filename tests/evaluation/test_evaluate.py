@@ -7,10 +7,9 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from processes import run_here
 from tiny_extractor import Thumbnails, mean_colors
-from typer.testing import CliRunner
 
-from diffusers_cg.data.images import resize_and_crop
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation import (
     METRICS,
@@ -28,7 +27,6 @@ from diffusers_cg.evaluation import (
     open_images,
     precision_recall,
 )
-from diffusers_cg_cli import app
 
 
 def pixels(count=30, size=8, channels=3, seed=0):
@@ -51,16 +49,12 @@ def save_npz(path, *arrays, **named):
     return path
 
 
-def all_images(source, batch_size=7):
-    return np.concatenate(list(open_images(source).batches(batch_size)))
-
-
 @pytest.fixture
 def command(tmp_path):
     def command(samples, reference, *argv, status=0, extractor="tiny_extractor:Thumbnails"):
         flags = [samples, "--reference", reference, "--output", tmp_path / "report", *argv]
-        result = CliRunner().invoke(app, ["evaluate", *map(str, flags), "--extractor", extractor])
-        assert result.exit_code == status, result.output
+        result = run_here("evaluate", *flags, "--extractor", extractor)
+        assert result.status == status, result.output
         assert "Traceback" not in result.output
         return result.output
 
@@ -314,64 +308,6 @@ def test_warnings_of_numbers_that_are_not_comparable(files):
     assert any(warning.startswith("Files of the samples are compressed with loss") for warning in warnings)
     assert any("The samples are 16x16 in color and the reference 8x8 in color" in warning for warning in warnings)
     assert "The features are those of thumbnails: published numbers are of Inception's." in warnings
-
-
-# ------------------------------------------------------------------------------------------------------- sets of images
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_every_source_holds_the_same_images(tmp_path, channels):
-    images = pixels(10, channels=channels)
-    np.savez_compressed(tmp_path / "compressed.npz", images)
-    assert np.array_equal(all_images(images), images)
-    assert np.array_equal(all_images(save_npz(tmp_path / "plain.npz", images)), images)
-    assert np.array_equal(all_images(tmp_path / "compressed.npz"), images)
-    folder = save_folder(tmp_path / "folder", images)
-    by_class = np.concatenate([images[first::3] for first in range(3)])
-    assert np.array_equal(all_images(folder), by_class)
-    assert not open_images(folder).is_lossy
-
-
-def test_resolution(command, tmp_path):
-    """Images of any size, cropped as for training; those of the right size stay as they are."""
-    images = pixels(6, size=8)
-    folder = save_folder(tmp_path / "folder", images)
-    same = next(open_images(folder, resolution=8).batches(6))
-    assert np.array_equal(same, next(open_images(folder).batches(6)))
-    save_folder(folder / "wide", pixels(3, size=24)[:, :16])
-    with pytest.raises(ValueError, match="is 8x8 and .* is 24x16. Images must be of one size: pass --resolution"):
-        open_images(folder)
-    opened = open_images(folder, resolution=8)
-    assert opened.shape == (9, 8, 8, 3) and opened.content_hash() != open_images(folder, resolution=4).content_hash()
-    wide = np.concatenate(list(opened.batches(4)))[-1]
-    image = Image.open(sorted(folder.rglob("wide/**/*.png"))[-1])
-    assert np.array_equal(wide, np.asarray(resize_and_crop(image, 8, center_crop=True)))
-    command(folder, folder, "--resolution", 8)
-    assert "`resolution` must be at least 1, got 0" in command(folder, folder, "--resolution", 0, status=2)
-
-
-def test_grid_and_hidden_files_of_a_folder_are_left_out(tmp_path):
-    folder = save_folder(tmp_path / "folder", pixels(4))
-    Image.new("RGB", (99, 50)).save(folder / "grid.png")
-    (folder / ".DS_Store").write_text("hidden")
-    assert len(open_images(folder)) == 4
-
-
-def test_one_colored_file_makes_a_folder_colored(tmp_path):
-    folder = save_folder(tmp_path / "folder", pixels(3, channels=1))
-    save_folder(folder / "color", pixels(1))
-    assert open_images(folder).shape == (4, 8, 8, 3)
-    assert all_images(folder).shape == (4, 8, 8, 3)
-
-
-def test_content_hash(tmp_path):
-    sources = [SAMPLES, save_npz(tmp_path / "a.npz", SAMPLES), save_folder(tmp_path / "a", SAMPLES)]
-    changed = SAMPLES.copy()
-    changed[7, 0, 0, 0] ^= 1
-    others = [changed, save_npz(tmp_path / "b.npz", changed), save_folder(tmp_path / "b", changed)]
-    for one, other in zip(sources, others):
-        assert open_images(one).content_hash() == open_images(one).content_hash()
-        assert open_images(one).content_hash() != open_images(other).content_hash()
 
 
 def test_features_do_not_depend_on_the_batch_size():
