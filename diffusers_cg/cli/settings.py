@@ -133,8 +133,9 @@ def read_file(
     Raises:
         InputError: if a file is missing, no YAML or its own base, or holds anything but settings.
     """
-    if path.resolve() in seen:
-        raise input_error(f"{path} is its own {BASE}: {' -> '.join(str(each) for each in (*seen, path.resolve()))}.")
+    chain = (*seen, path.resolve())
+    if chain[-1] in seen:
+        raise input_error(f"{path} is its own {BASE}: {' -> '.join(map(str, chain))}.")
     try:
         stated = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # which leaves all scalars the strings they are
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -142,9 +143,9 @@ def read_file(
     if not isinstance(stated, dict):
         raise input_error(f"{path} holds no settings: it must hold lines like `seed: 1`.")
     values = {}
-    base = stated.pop(BASE, None)
-    if base is not None:
-        values = read_file(settings_class, find_file(base, files, path.parent), files, (*seen, path.resolve()))
+    base = stated.pop(BASE, "")
+    if base not in UNSET:
+        values = read_file(settings_class, find_file(str(base), files, path.parent), files, chain)
     fields = {name: field for name, field in settings_class.model_fields.items() if name not in Settings.model_fields}
     for name, value in stated.items():
         if name not in fields:

@@ -289,7 +289,7 @@ def test_resolution(command, tmp_path):
     image = Image.open(sorted(folder.rglob("wide/**/*.png"))[-1])
     assert np.array_equal(wide, np.asarray(resize_and_crop(image, 8, center_crop=True)))
     command(folder, folder, "--resolution", 8)
-    assert "`resolution` must be at least 1, got 0" in command(folder, folder, "--resolution", 0, status=2)
+    assert "--resolution: must be greater than 0, got 0" in command(folder, folder, "--resolution", 0, status=2)
 
 
 def test_grid_and_hidden_files_of_a_folder_are_left_out(tmp_path):
@@ -435,7 +435,7 @@ def test_bad_extractors(command, files, extractor, said):
         ([], "thumbnails", "`extractor` must be inception or module:function, got 'thumbnails'."),
         (["--inception_weights", "x"], "tiny_extractor:nan", "--inception_weights is for the extractor inception"),
         (["--split", "train"], "tiny_extractor:nan", "--split, --config_name and --image_column are for datasets"),
-        (["--batch_size", 0], "tiny_extractor:nan", "`batch_size` must be at least 1, got 0."),
+        (["--batch_size", 0], "tiny_extractor:nan", "--batch_size: must be greater than 0, got 0."),
     ],
 )
 def test_bad_flags(command, files, argv, extractor, said):
