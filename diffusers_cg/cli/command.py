@@ -3,7 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 from safetensors import SafetensorError
 
@@ -11,16 +11,16 @@ from diffusers_cg.errors import InputError, MissingExtraError
 from diffusers_cg.hub.hub_errors import hub_sentence
 
 
-P = ParamSpec("P")
+P, R = ParamSpec("P"), TypeVar("R")
 
 
-def command(main: Callable[P, None]) -> Callable[P, None]:
+def command(main: Callable[P, R]) -> Callable[P, R]:
     """Wraps a command's main function: what the user, the file system or the Hub is the cause of ends it in a sentence."""
 
     @functools.wraps(main)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            main(*args, **kwargs)
+            return main(*args, **kwargs)
         except Exception as error:
             sentence = sentence_for(error)
             if sentence is None:
