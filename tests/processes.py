@@ -1,9 +1,11 @@
-"""Functions and our commands in processes of their own, to be killed or starved of disk.
+"""Our commands in this process; and they, and functions, in processes of their own, to be killed or starved of disk.
 
-They fork from a server that has imported everything but computed nothing, so each starts at once.
+Those fork from a server that has imported everything but computed nothing, so each starts at once.
 """
 
+import contextlib
 import importlib
+import io
 import multiprocessing
 import os
 import resource
@@ -12,6 +14,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import diffusers_cg_cli
 
 
 _context = multiprocessing.get_context("forkserver")
@@ -62,13 +66,18 @@ def run_command(name: str, *argv: object, log: Path, **options) -> Ended:
 
 def run_cli(*argv: object, log: Path, **options) -> Ended:
     """Runs `diffusers-cg` with arguments; options as for [`run_function`]."""
-    return run_function(_cli, [str(arg) for arg in argv], log=log, **options)
+    return run_function(diffusers_cg_cli.main, [str(arg) for arg in argv], log=log, **options)
 
 
-def _cli(argv: list[str]) -> None:
-    from diffusers_cg_cli import app
-
-    app(argv, prog_name="diffusers-cg")
+def run_here(*argv: object) -> Ended:
+    """Runs `diffusers-cg` with arguments in this process."""
+    status, output = 0, io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        try:
+            diffusers_cg_cli.main([str(arg) for arg in argv])
+        except SystemExit as ended:
+            status = ended.code or 0
+    return Ended(status, output.getvalue())
 
 
 def _main(name: str, argv: list[str]) -> None:

@@ -5,11 +5,6 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from safetensors import SafetensorError
-
-from diffusers_cg.errors import InputError, MissingExtraError
-from diffusers_cg.hub.hub_errors import hub_sentence
-
 
 P, R = ParamSpec("P"), TypeVar("R")
 
@@ -34,6 +29,11 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
 
 def sentence_for(error: Exception) -> str | None:
     """What to tell the user of an error; None for a bug."""
+    from safetensors import SafetensorError  # here, for a command's --help does without torch, and these bring it
+
+    from diffusers_cg.errors import InputError, MissingExtraError
+    from diffusers_cg.hub.hub_errors import hub_sentence
+
     if isinstance(error, InputError | MissingExtraError | SafetensorError):  # the last met a full disk
         return str(error)
     from_hub = hub_sentence(error)

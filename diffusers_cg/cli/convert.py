@@ -1,83 +1,96 @@
 """`diffusers-cg convert`: OpenAI's checkpoints as pipelines."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import typer
+from pydantic import PositiveInt
+from tyro.conf import FlagCreatePairsOff, Positional
 
-from diffusers_cg_cli.app import app
-from diffusers_cg_cli.command import command
-from diffusers_cg_cli.options import Dtype
+from diffusers_cg_cli.settings import Settings
+from diffusers_cg_cli.shared import Dtype, Side, exclusive
 
 
 DIFFUSERS_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
-FACTS = "Facts that only a checkpoint other than OpenAI's 15 released ones needs"
 
 
-@app.command()
-@command
-def convert(
-    unet: Annotated[Path, typer.Argument(metavar="UNET.pt", help="OpenAI's file, or one of its layout.")],
-    output: Annotated[Path, typer.Option("--output", help="Folder to write; a pipeline that is there is replaced.")],
-    classifier: Annotated[Path | None, typer.Option("--classifier", help="The classifier's file.")] = None,
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="Precision of the stored weights.")] = "fp32",
-    max_shard_size: Annotated[
-        str, typer.Option("--max_shard_size", help="Larger files of weights are split.")
-    ] = "10GB",
-    sample_size: Annotated[
-        int | None, typer.Option("--sample_size", help="Side of the image in pixels.", rich_help_panel=FACTS)
-    ] = None,
-    attention_head_dim: Annotated[
-        int | None, typer.Option("--attention_head_dim", help="num_head_channels.", rich_help_panel=FACTS)
-    ] = None,
-    num_attention_heads: Annotated[
-        int | None, typer.Option("--num_attention_heads", help="num_heads.", rich_help_panel=FACTS)
-    ] = None,
-    new_attention_order: Annotated[
-        bool | None,
-        typer.Option(
-            "--new_attention_order/--legacy_attention_order", help="use_new_attention_order.", rich_help_panel=FACTS
-        ),
-    ] = None,
-    beta_schedule: Annotated[
-        Literal["linear", "cosine"] | None,
-        typer.Option("--beta_schedule", help="noise_schedule; linear by default.", rich_help_panel=FACTS),
-    ] = None,
-    low_res_size: Annotated[
-        int | None,
-        typer.Option("--low_res_size", help="Side of an upsampler's low-resolution images.", rich_help_panel=FACTS),
-    ] = None,
-    classifier_attention_head_dim: Annotated[
-        int | None, typer.Option("--classifier_attention_head_dim", help="64 in OpenAI's.", rich_help_panel=FACTS)
-    ] = None,
-) -> None:
+class ConvertSettings(Settings):
     """Turns guided-diffusion checkpoints into a pipeline folder.
 
     ClassifierGuidedDDPMPipeline and ClassifierGuidedDDIMPipeline both load the folder, and that of an upsampler
     ClassifierGuidedSuperResolutionPipeline; schedule, steps and scale of the paper are saved in it. The files are read
     without executing anything in them.
+
+    From --sample_size on, the flags state facts that only a checkpoint other than OpenAI's 15 released ones needs.
     """
+
+    unet: Positional[Path]
+    """OpenAI's file (.pt), or one of its layout."""
+
+    output: Path
+    """Folder to write; a pipeline that is there is replaced."""
+
+    classifier: Path | None = None
+    """The classifier's file."""
+
+    dtype: Dtype = "fp32"
+    """Precision of the stored weights."""
+
+    max_shard_size: str = "10GB"
+    """Larger files of weights are split."""
+
+    sample_size: Side | None = None
+    """Side of the image in pixels."""
+
+    attention_head_dim: PositiveInt | None = None
+    """num_head_channels."""
+
+    num_attention_heads: PositiveInt | None = None
+    """num_heads."""
+
+    new_attention_order: FlagCreatePairsOff[bool] = False
+    """use_new_attention_order."""
+
+    legacy_attention_order: FlagCreatePairsOff[bool] = False
+    """The other one."""
+
+    beta_schedule: Literal["linear", "cosine"] | None = None
+    """noise_schedule; linear by default."""
+
+    low_res_size: Side | None = None
+    """Side of an upsampler's low-resolution images."""
+
+    classifier_attention_head_dim: PositiveInt | None = None
+    """64 in OpenAI's."""
+
+    _check = exclusive("new_attention_order", "legacy_attention_order")
+
+
+def run(settings: ConvertSettings) -> None:
     from diffusers_cg.pipelines.conversion import convert_checkpoints
 
     classifier_facts = {}
-    if classifier_attention_head_dim is not None:
-        classifier_facts = {"attention_head_dim": classifier_attention_head_dim, "new_attention_order": False}
+    if settings.classifier_attention_head_dim is not None:
+        classifier_facts = {
+            "attention_head_dim": settings.classifier_attention_head_dim,
+            "new_attention_order": False,
+        }
     released = convert_checkpoints(
-        unet,
-        classifier,
-        output,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        beta_schedule=None if beta_schedule is None else DIFFUSERS_SCHEDULES[beta_schedule],
+        settings.unet,
+        settings.classifier,
+        settings.output,
+        dtype=settings.dtype,
+        max_shard_size=settings.max_shard_size,
+        beta_schedule=DIFFUSERS_SCHEDULES.get(settings.beta_schedule),
         unet_facts={
-            "sample_size": sample_size,
-            "attention_head_dim": attention_head_dim,
-            "num_attention_heads": num_attention_heads,
-            "new_attention_order": new_attention_order,
+            "sample_size": settings.sample_size,
+            "attention_head_dim": settings.attention_head_dim,
+            "num_attention_heads": settings.num_attention_heads,
+            "new_attention_order": settings.new_attention_order
+            or (False if settings.legacy_attention_order else None),
         },
         classifier_facts=classifier_facts,
-        low_res_size=low_res_size,
+        low_res_size=settings.low_res_size,
     )
     if released is not None:
         print("OpenAI released these weights for research, not for deployment: see README.md in the folder.")
-    print(f"Saved {output}.")
+    print(f"Saved {settings.output}.")

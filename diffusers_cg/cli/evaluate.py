@@ -1,24 +1,13 @@
 """`diffusers-cg evaluate`: the paper's five metrics of samples."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from pydantic import PositiveInt, model_validator
+from tyro.conf import Positional
 
-from diffusers_cg.errors import InputError
-from diffusers_cg_cli.app import app
-from diffusers_cg_cli.command import command
-from diffusers_cg_cli.options import (
-    CACHE_DIR,
-    CONFIG_NAME,
-    EXTRACTOR,
-    IMAGE_COLUMN,
-    INCEPTION_WEIGHTS,
-    REFERENCE,
-    RESOLUTION,
-    SPLIT,
-    given,
-)
+from diffusers_cg_cli.settings import input_error
+from diffusers_cg_cli.shared import DeviceSettings, Side, given
 
 
 if TYPE_CHECKING:
@@ -27,82 +16,104 @@ if TYPE_CHECKING:
     from diffusers_cg.evaluation import FeatureExtractor, FeatureStatistics, ImageSet
 
 
-@app.command()
-@command
-def evaluate(
-    samples: Annotated[
-        str, typer.Argument(metavar="SAMPLES", help="Images or statistics to measure, given as the reference is.")
-    ],
-    reference: Annotated[str, REFERENCE],
-    output: Annotated[Path, typer.Option("--output", help="Folder to write; a report that is there is replaced.")],
-    resolution: Annotated[int | None, RESOLUTION] = None,
-    split: Annotated[str | None, SPLIT] = None,
-    config_name: Annotated[str | None, CONFIG_NAME] = None,
-    image_column: Annotated[str | None, IMAGE_COLUMN] = None,
-    extractor: Annotated[str, EXTRACTOR] = "inception",
-    inception_weights: Annotated[Path | None, INCEPTION_WEIGHTS] = None,
-    cache_dir: Annotated[Path | None, CACHE_DIR] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", help="Images at once; changes no number.")] = 64,
-    device: Annotated[
-        str | None, typer.Option("--device", help="Of Inception: cuda, cpu, ...; a GPU if there is one by default.")
-    ] = None,
-) -> None:
+INCEPTION = "inception"
+
+
+class ReferenceSettings(DeviceSettings):
+    """What samples are compared with, and by which features."""
+
+    reference: str
+    """Real images: an .npz (arr_0 uint8; or mu, sigma, mu_s, sigma_s), a folder, or a dataset: its folder or Hub name."""
+
+    resolution: Side | None = None
+    """Resize images of folders and datasets to this side and crop them, as for training."""
+
+    split: str | None = None
+    """Of a dataset: train, validation, ...; the only one by default."""
+
+    config_name: str | None = None
+    """Configuration of a dataset that has several."""
+
+    image_column: str | None = None
+    """Of a dataset; its only column of images by default."""
+
+    extractor: str = INCEPTION
+    """inception, or module:function of your own."""
+
+    inception_weights: Path | None = None
+    """torch-fidelity's file; downloaded by default."""
+
+    cache_dir: Path | None = None
+    """Keeps features of references; reference_features beside --output by default."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ReferenceSettings":
+        if self.inception_weights is not None and self.extractor != INCEPTION:
+            raise ValueError(f"--inception_weights is for the extractor {INCEPTION}, not for {self.extractor}")
+        return self
+
+
+class EvaluateSettings(ReferenceSettings):
     """Measures FID, sFID, Inception Score, precision and recall of samples into report.json and report.md.
 
     The features of the reference's images are kept for the next samples. Between statistics (mu, sigma) no extractor is
     needed, and there are Frechet distances alone.
     """
+
+    samples: Positional[str]
+    """Images or statistics to measure, given as the reference is."""
+
+    output: Path
+    """Folder to write; a report that is there is replaced."""
+
+    batch_size: PositiveInt = 64
+    """Images at once; changes no number."""
+
+
+def run(settings: EvaluateSettings) -> None:
     from diffusers_cg.data.files import atomic_directory
     from diffusers_cg.evaluation import ImageSet
     from diffusers_cg.evaluation import evaluate as measure
-    from diffusers_cg.evaluation.inception import INCEPTION
     from diffusers_cg.evaluation.report import REPORT_FILE
     from diffusers_cg.generation import resolve_device
 
-    with atomic_directory(output, replaces=REPORT_FILE) as directory:
-        sets = open_sets([samples, reference], resolution, split, config_name, image_column)
-        loaded = None
-        if extractor != INCEPTION or inception_weights or any(isinstance(each, ImageSet) for each in sets):
-            loaded = open_extractor(extractor, inception_weights, resolve_device(device))
+    with atomic_directory(settings.output, replaces=REPORT_FILE) as directory:
+        sets = open_sets(settings, settings.samples, settings.reference)
+        extractor = None
+        if (
+            settings.extractor != INCEPTION
+            or settings.inception_weights
+            or any(isinstance(each, ImageSet) for each in sets)
+        ):
+            extractor = open_extractor(settings, resolve_device(settings.device))
         evaluation = measure(
             *sets,
-            loaded,
-            batch_size=batch_size,
-            cache_dir=cache_dir or output.parent / "reference_features",
+            extractor,
+            batch_size=settings.batch_size,
+            cache_dir=settings.cache_dir or settings.output.parent / "reference_features",
             progress_bar=True,
         )
         evaluation.save(directory)
     print(evaluation.to_markdown())
-    print(f"Saved {output}.")
+    print(f"Saved {settings.output}.")
 
 
-def open_sets(
-    sources: list[str], resolution: int | None, split: str | None, config_name: str | None, image_column: str | None
-) -> list["ImageSet | FeatureStatistics"]:
-    """Opens what the flags of `evaluate` and `sweep` name."""
+def open_sets(settings: ReferenceSettings, *sources: str) -> list["ImageSet | FeatureStatistics"]:
     from diffusers_cg.data.dataset_files import is_dataset
     from diffusers_cg.evaluation import open_set
 
-    of_dataset = given(split=split, config_name=config_name, image_column=image_column)
+    of_dataset = given(split=settings.split, config_name=settings.config_name, image_column=settings.image_column)
     if of_dataset and not any(map(is_dataset, sources)):
-        raise InputError(
+        raise input_error(
             f"--split, --config_name and --image_column are for datasets, and {' and '.join(sources)} is none: leave "
             "them out."
         )
-    return [open_set(source, resolution, **of_dataset, progress_bar=True) for source in sources]
+    return [open_set(source, settings.resolution, **of_dataset, progress_bar=True) for source in sources]
 
 
-def open_extractor(
-    extractor: str,
-    inception_weights: Path | None,
-    device: "torch.device",
-) -> "FeatureExtractor":
-    """The extractor that the flags name."""
+def open_extractor(settings: ReferenceSettings, device: "torch.device") -> "FeatureExtractor":
     from diffusers_cg.evaluation import InceptionFeatures, load_extractor
-    from diffusers_cg.evaluation.inception import INCEPTION
 
-    if extractor != INCEPTION:
-        if inception_weights is not None:
-            raise InputError(f"--inception_weights is for the extractor {INCEPTION}, not for {extractor}.")
-        return load_extractor(extractor)
-    return InceptionFeatures(inception_weights, device)
+    if settings.extractor == INCEPTION:
+        return InceptionFeatures(settings.inception_weights, device)
+    return load_extractor(settings.extractor)

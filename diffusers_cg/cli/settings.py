@@ -1,21 +1,25 @@
-"""One way to declare a setting: a typed field with its help, default and bounds, of which flags, files and --help are made.
+"""One way to declare a setting: a typed field with its help, default and bounds. Flags, files and --help are made of it.
 
 class SampleSettings(Settings):
     seed: NonNegativeInt = 0
     \"""What the images follow from.\"""
 
-settings = SampleSettings(seed=1)         # from Python
-settings = parse(SampleSettings)          # --seed 1
+settings = SampleSettings(seed=1)     # from Python
+settings = parse(SampleSettings)      # from --seed 1, or from --config FILE with a line `seed: 1`
 """
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, Union, get_args
 
 import tyro
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from typing_extensions import NotRequired, TypedDict  # noqa: UP035 (not in Python 3.10)
 
 
 BASE = "base"  # the one entry of a file that is no setting: the file that it changes
@@ -27,17 +31,24 @@ S = TypeVar("S", bound="Settings")
 class Settings(BaseModel):
     """Typed values with bounds, checked when they are made.
 
+    A field's default and bounds are those of pydantic, its help is the string below it, and markers of `tyro.conf` say
+    where a flag is another than `--name value`. Validators that compare fields raise `ValueError` with a sentence.
+
     Raises:
         InputError: if a value is of another type, out of bounds, missing or unknown.
     """
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
+    config: str | None = None
+    """YAML file of settings, as they are named here; flags change them."""
+
     def __init__(self, **values: Any):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise input_error(_sentence(error)) from None
+            name = error.errors()[0]["loc"][:1]  # of the field; of none if fields do not go together
+            raise input_error(f"{''.join(f'--{part}: ' for part in name)}{_fault(error)}.") from None
 
 
 def parse(
@@ -53,94 +64,118 @@ def parse(
         settings_class (`type`): What to parse.
         argv (sequence of `str`, *optional*): The words after the command; those of this process by default.
         prog, description (`str`, *optional*): For `--help`; the class's docstring describes it by default.
-        files (`Path`, *optional*): Folder in which `--config` looks for bare names. Without it there is no such flag.
+        files (`Path`, *optional*): Folder of the files that `--config` and `base` find by bare names.
 
     Raises:
-        SystemExit: with status 2, after a sentence, if a flag is unknown or its value cannot be meant.
-        InputError: if the file is missing or none, or sets what is no setting.
+        SystemExit: with status 2, after tyro has said why, if a flag is unknown, missing or of another type.
+        InputError: if the file is missing or none, or sets what is no setting; as [`Settings`] for the rest.
     """
-    default = None
-    if files is not None:
-        named, _ = tyro.cli(_ConfigFlag, args=argv, add_help=False, return_unknown_args=True)
-        if named.config is not None:
-            default = _as_default(settings_class, read_file(settings_class, find_file(named.config, files), files))
+    flags, _ = _parse_flags(Settings, {}, args=argv, prog=prog, add_help=False, return_unknown_args=True)
+    in_file = {}
+    if "config" in flags:
+        in_file = read_file(settings_class, find_file(flags["config"], files), files)
+    description = description or inspect.getdoc(settings_class)
+    return settings_class(**_parse_flags(settings_class, in_file, args=argv, prog=prog, description=description))
+
+
+def _parse_flags(settings_class: type[Settings], in_file: dict[str, Any], **options: Any) -> Any:
+    """Values of fields, by tyro. They meet the class outside of it, whose sentences are no errors of a single flag."""
+    types, defaults = {}, {}
+    # those that must be named come first
+    for name, field in sorted(settings_class.model_fields.items(), key=lambda item: not item[1].is_required()):
+        default = tyro.MISSING if field.is_required() else field.get_default(call_default_factory=True)
+        default = in_file.get(name, default)
+        if default is None:  # neither said in --help nor a value that a flag can have
+            types[name] = NotRequired[_flag_type(field, help_behavior_hint="")]
+        else:
+            types[name], defaults[name] = _flag_type(field), default
     return tyro.cli(
-        settings_class, args=argv, prog=prog, description=description, default=default, use_underscores=True
+        TypedDict(settings_class.__name__, types),
+        default=defaults,
+        use_underscores=True,
+        config=(tyro.conf.PositionalMetavarFromFieldName,),
+        **options,
     )
 
 
-class _ConfigFlag(BaseModel):
-    config: str | None = None
-
-
-def _as_default(settings_class: type[S], values: dict[str, Any]) -> S:
-    required = {name: tyro.MISSING for name, field in settings_class.model_fields.items() if field.is_required()}
-    return settings_class.model_construct(**{**required, **values})
+def _flag_type(field: FieldInfo, **options: Any) -> Any:
+    """The type of a field but for None, with its bounds, markers and help."""
+    kinds = get_args(field.annotation)
+    kind = field.annotation
+    if type(None) in kinds:
+        kind = Union[tuple(each for each in kinds if each is not type(None))]  # noqa: UP007
+    return Annotated[(kind, *field.metadata, tyro.conf.arg(help=field.description, **options))]
 
 
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def find_file(name: str, files: Path, beside: Path = Path()) -> Path:
-    """The file of a path, from the folder `beside`, or of the bare name of one in `files`.
+def find_file(name: str, files: Path | None = None, beside: Path = Path()) -> Path:
+    """The file of a path, seen from the folder `beside`, or of the bare name of one in `files`.
 
     Raises:
         InputError: if there is none; the nearest name is said.
     """
     if (beside / name).is_file():
         return beside / name
+    if files is None:
+        raise input_error(f"There is no file {name}: name a YAML file of settings.")
     installed = sorted(path.stem for path in files.glob("*.yaml"))
     if name in installed:
         return files / f"{name}.yaml"
-    nearest = difflib.get_close_matches(Path(name).stem, installed, n=1)
-    hint = f"did you mean {nearest[0]}? " if nearest else ""
     raise input_error(
-        f"There is no file {name}: {hint}Name a YAML file, or one that comes with the package ({', '.join(installed)})."
+        f"There is no file {name}{_nearest(Path(name).stem, installed)}: name a YAML file, or one of those that come "
+        f"with the package ({', '.join(installed)})."
     )
 
 
-def read_file(settings_class: type[Settings], path: Path, files: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_file(
+    settings_class: type[Settings], path: Path, files: Path | None = None, seen: tuple[Path, ...] = ()
+) -> dict[str, Any]:
     """The settings that a YAML file holds, checked, over those of the file that it names as `base`.
 
     Every scalar is read as on a command line (`1e-4`, `no`, `007`); an empty one or `null` leaves the default.
 
     Raises:
-        InputError: if a file is missing or no YAML, or holds anything but settings.
+        InputError: if a file is missing, no YAML or its own base, or holds anything but settings.
     """
-    if path in seen:
-        raise input_error(f"{path} is its own {BASE}: {' -> '.join(map(str, (*seen, path)))}.")
+    if path.resolve() in seen:
+        raise input_error(f"{path} is its own {BASE}: {' -> '.join(str(each) for each in (*seen, path.resolve()))}.")
     try:
-        stated = yaml.load(path.read_text(), Loader=yaml.BaseLoader)
+        stated = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # which leaves all scalars the strings they are
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise input_error(f"{path} cannot be read as YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(stated, dict):
-        raise input_error(f"{path} holds no settings: it must hold lines like `train_batch_size: 32`.")
-    base = stated.pop(BASE, None)
+        raise input_error(f"{path} holds no settings: it must hold lines like `seed: 1`.")
     values = {}
+    base = stated.pop(BASE, None)
     if base is not None:
-        values = read_file(settings_class, find_file(base, files, path.parent), files, (*seen, path))
+        values = read_file(settings_class, find_file(base, files, path.parent), files, (*seen, path.resolve()))
+    fields = {name: field for name, field in settings_class.model_fields.items() if name not in Settings.model_fields}
     for name, value in stated.items():
-        if name not in settings_class.model_fields:
-            nearest = difflib.get_close_matches(name, [*settings_class.model_fields, BASE], n=1)
-            hint = f"the nearest is {nearest[0]}" if nearest else "--help lists them"
-            raise input_error(f"{path}: there is no setting {name!r} here; {hint}.")
-        if isinstance(value, str) and value in UNSET:
+        if name not in fields:
+            raise input_error(f"{path}: there is no setting {name}{_nearest(name, [*fields, BASE])}.")
+        if value in UNSET:
             values.pop(name, None)
-        else:
-            values[name] = _checked(settings_class, name, value, path)
+            continue
+        try:
+            values[name] = _read(fields[name], value)
+        except ValidationError as error:
+            raise input_error(f"{path}: {name}: {_fault(error)}.") from None
     return values
 
 
-def _checked(settings_class: type[Settings], name: str, value: Any, path: Path) -> Any:
-    field = settings_class.model_fields[name]
-    adapter = TypeAdapter(Annotated[field.annotation, *field.metadata, field])
-    faults = []
-    for candidate in (value, [value]):  # one value is a list of one where several may stand
-        try:
-            return adapter.validate_python(candidate)
-        except ValidationError as error:
-            faults.append(_fault(error))
-    raise input_error(f"{path}: {name}: {faults[0]}.")
+def _read(field: FieldInfo, value: Any) -> Any:
+    """The value of a field that a file states in strings."""
+    adapter = TypeAdapter(Annotated[(field.annotation, field, *field.metadata)])
+    try:
+        return adapter.validate_python(value)
+    except ValidationError:
+        with contextlib.suppress(ValidationError):
+            return adapter.validate_python([value])  # one value is a list of one where several may stand
+        with contextlib.suppress(ValidationError):
+            return adapter.validate_json(value)  # a number where it must be one of some
+        raise
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
@@ -153,12 +188,12 @@ def input_error(sentence: str) -> ValueError:
     return InputError(sentence)
 
 
-def _sentence(error: ValidationError) -> str:
-    name = ".".join(str(part) for part in error.errors()[0]["loc"])
-    return f"--{name}: {_fault(error)}." if name else f"{_fault(error)}."
-
-
 def _fault(error: ValidationError) -> str:
+    """What is wrong with the first value that is."""
     first = error.errors()[0]
-    said = first["msg"].removeprefix("Value error, ").rstrip(".")
+    said = first["msg"].removeprefix("Value error, ").rstrip(".").replace("Input should", "must")
     return said if first["type"] in ("value_error", "missing") else f"{said}, got {first['input']!r}"
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    return "".join(f" (the nearest is {near})" for near in difflib.get_close_matches(name, names, n=1))

@@ -7,12 +7,11 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from processes import run_here
 from tiny_extractor import Thumbnails
-from typer.testing import CliRunner
 
 from diffusers_cg.errors import MissingExtraError
 from diffusers_cg.evaluation import evaluate, measure, open_images
-from diffusers_cg_cli import app
 
 
 @pytest.fixture(autouse=True)
@@ -57,8 +56,8 @@ def command(tmp_path):
     def command(samples, reference, *argv, status=0):
         flags = [samples, "--reference", reference, "--output", tmp_path / "report", *argv]
         flags += ["--extractor", "tiny_extractor:Thumbnails"]
-        result = CliRunner().invoke(app, ["evaluate", *map(str, flags)])
-        assert result.exit_code == status and "Traceback" not in result.output, result.output
+        result = run_here("evaluate", *flags)
+        assert result.status == status and "Traceback" not in result.output, result.output
         return result.output
 
     return command

@@ -15,12 +15,11 @@ import tiny
 import torch
 from huggingface_hub import SpaceCard
 from PIL import Image
-from typer.testing import CliRunner
+from processes import run_here
 
 from diffusers_cg import ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline
 from diffusers_cg.demo.page import MAX_IMAGES, SCALES, Studio
 from diffusers_cg.diffusion.seeds import seeded_generator
-from diffusers_cg_cli import app
 
 
 SITE_PACKAGES = Path(torch.__file__).parents[1]
@@ -102,8 +101,8 @@ def test_names_of_classes(studio):
 
 
 def demo(*argv, status=0):
-    result = CliRunner().invoke(app, ["demo", *map(str, argv)])
-    assert result.exit_code == status, result.output
+    result = run_here("demo", *argv)
+    assert result.status == status, result.output
     return result.output
 
 

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from processes import run_here
 from tiny_extractor import Thumbnails, mean_colors
-from typer.testing import CliRunner
 
 from diffusers_cg.data.images import resize_and_crop
 from diffusers_cg.errors import InputError
@@ -25,7 +25,6 @@ from diffusers_cg.evaluation import (
     open_images,
     precision_recall,
 )
-from diffusers_cg_cli import app
 
 
 def pixels(count=30, size=8, channels=3, seed=0):
@@ -56,8 +55,8 @@ def all_images(source, batch_size=7):
 def command(tmp_path):
     def command(samples, reference, *argv, status=0, extractor="tiny_extractor:Thumbnails"):
         flags = [samples, "--reference", reference, "--output", tmp_path / "report", *argv]
-        result = CliRunner().invoke(app, ["evaluate", *map(str, flags), "--extractor", extractor])
-        assert result.exit_code == status, result.output
+        result = run_here("evaluate", *flags, "--extractor", extractor)
+        assert result.status == status, result.output
         assert "Traceback" not in result.output
         return result.output
 

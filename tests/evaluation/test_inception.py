@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from processes import run_function
 
 from diffusers_cg.evaluation import InceptionFeatures
-from diffusers_cg_cli import app
+from diffusers_cg_cli import main
 
 
 pytestmark = pytest.mark.skipif(
@@ -114,19 +114,19 @@ def check_taps(path):
 
 def run_evaluate(argv):
     stand_in_for_torchvision()
-    app(["evaluate", *argv], prog_name="diffusers-cg")
+    main(["evaluate", *argv])
 
 
 def evaluate_beside_a_foreign_torchvision(argv, folder):
     (folder / "torchvision").mkdir()
     (folder / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
     sys.path.insert(0, str(folder))
-    app(["evaluate", *argv], prog_name="diffusers-cg")
+    main(["evaluate", *argv])
 
 
 def evaluate_without_torchvision(argv):
     sys.modules["torchvision"] = None
-    app(["evaluate", *argv], prog_name="diffusers-cg")
+    main(["evaluate", *argv])
 
 
 @pytest.fixture(scope="module")

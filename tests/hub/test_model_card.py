@@ -10,12 +10,11 @@ import tiny
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
-from typer.testing import CliRunner
+from processes import run_here
 
 from diffusers_cg import ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline
 from diffusers_cg.evaluation.report import Evaluation, SetFacts
 from diffusers_cg.hub.model_card import update_card
-from diffusers_cg_cli import app
 
 
 CLASS_NAMES = ["owl", "hen", "cat", "dog", "bee"]
@@ -43,8 +42,8 @@ def card(hub, tmp_path):
     """Pushes what is in the folder, and returns the card on the Hub."""
 
     def card(*argv):
-        result = CliRunner().invoke(app, ["push", str(tmp_path), "me/model", *map(str, argv)])
-        assert result.exit_code == 0, result.output
+        result = run_here("push", str(tmp_path), "me/model", *argv)
+        assert result.status == 0, result.output
         return ModelCard(hub.files("me/model")["README.md"].decode())
 
     return card
@@ -163,8 +162,8 @@ def test_a_picture_of_ones_own(card, hub, tmp_path):
     save(tmp_path / "model")
     grid = tmp_path / "mine.png"
     Image.new("RGB", (3, 5)).save(grid)
-    result = CliRunner().invoke(app, ["push", str(tmp_path / "model"), "me/model", "--grid", str(grid)])
-    assert result.exit_code == 0, result.output
+    result = run_here("push", str(tmp_path / "model"), "me/model", "--grid", str(grid))
+    assert result.status == 0, result.output
     assert hub.files("me/model")["samples.png"] == grid.read_bytes()
 
 
@@ -182,9 +181,9 @@ def test_refusals(hub, tmp_path, argv, said):
     if "{folder}" in argv:
         (tmp_path / "report.json").write_text("{")
     argv = [arg.format(folder=tmp_path) for arg in argv]
-    result = CliRunner().invoke(app, ["push", str(tmp_path), "me/model", *argv])
+    result = run_here("push", str(tmp_path), "me/model", *argv)
     line = result.output.strip().splitlines()[-1]
-    assert result.exit_code == 2 and line.startswith("error: ") and said in line, result.output
+    assert result.status == 2 and line.startswith("error: ") and said in line, result.output
     assert hub.files("me/model") == {} if ("model", "me/model") in hub.repos else True
 
 

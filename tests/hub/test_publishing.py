@@ -14,15 +14,13 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from hub_server import Failure
 from huggingface_hub import ModelCard
-from processes import run_function
-from typer.testing import CliRunner
+from processes import run_function, run_here
 
 from diffusers_cg import (
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )
-from diffusers_cg_cli import app
 
 
 SITE_PACKAGES = Path(torch.__file__).parents[1]
@@ -54,8 +52,8 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def push(hub):
     def push(folder, name="me/model", *argv, status=0):
-        result = CliRunner().invoke(app, ["push", str(folder), name, *map(str, argv)])
-        assert result.exit_code == status, result.output
+        result = run_here("push", str(folder), name, *argv)
+        assert result.status == status, result.output
         assert "Traceback" not in result.output
         return result.output
 
@@ -197,8 +195,8 @@ def test_loading_never_unpickles(hub, folder, monkeypatch):
 def test_sample_takes_names_on_the_hub(hub, push, folder, tmp_path):
     push(folder)
     argv = ["sample", "--model", "me/model", "--output", tmp_path / "out", "--num_samples", 2, "--classes", 1]
-    result = CliRunner().invoke(app, list(map(str, argv)))
-    assert result.exit_code == 0, result.output
+    result = run_here(*argv)
+    assert result.status == 0, result.output
     assert len(list((tmp_path / "out" / "1").glob("*.png"))) == 2
 
 
@@ -273,8 +271,8 @@ def no_network(monkeypatch):
 
 def test_without_a_network(push, folder, no_network, tmp_path):
     is_one_sentence(push(folder, status=2), f"{NOWHERE} cannot be reached.*; nothing was published to me/model")
-    result = CliRunner().invoke(app, ["sample", "--model", "me/model", "--output", str(tmp_path / "out")])
-    assert result.exit_code == 2
+    result = run_here("sample", "--model", "me/model", "--output", str(tmp_path / "out"))
+    assert result.status == 2
     is_one_sentence(result.output, f"{NOWHERE} cannot be reached: check the network")
 
 
@@ -321,8 +319,8 @@ def test_what_cannot_be_published(hub, push, folder, tmp_path, folder_name, name
 def test_sampling_from_a_repository_without_our_components(hub, tmp_path, files, said):
     if files is not None:
         hub.put("me/other", files)
-    result = CliRunner().invoke(app, ["sample", "--model", "me/other", "--output", str(tmp_path / "out")])
-    assert result.exit_code == 2
+    result = run_here("sample", "--model", "me/other", "--output", str(tmp_path / "out"))
+    assert result.status == 2
     is_one_sentence(result.output, said)
     assert not (tmp_path / "out").exists()
 
