@@ -26,7 +26,7 @@ from diffusers_cg.hub.publishing import push_folder
 from diffusers_cg.models.fine_tuning import load_weights
 from diffusers_cg.training.checkpoints import Checkpoints
 from diffusers_cg.training.config import RESUMED, TrainingSettings
-from diffusers_cg.training.data import TrainingImages, training_loader
+from diffusers_cg.training.data import TrainingImages, raise_errors, training_loader
 from diffusers_cg.training.record import training_record, write_record
 
 
@@ -268,7 +268,7 @@ class TrainingLoop:
                 num_workers=self.settings.dataloader_num_workers,
             )
         )
-        batches = iter(loader)
+        batches = raise_errors(loader)
         if self.global_step > 0:
             # a loader draws a seed when it starts; the checkpoint's random numbers already count that draw
             with torch.random.fork_rng():

@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,18 +17,15 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
-from diffusers_cg.data.sources import checked_images, is_streamed, load_image_folder, load_training_dataset
+from diffusers_cg.data import ImageSet, ImageStream, open_folder
 from diffusers_cg.diffusion import UniformSampler
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.models.fine_tuning import load_pretrained
 from diffusers_cg.training.config import ClassifierSettings, parse_settings
-from diffusers_cg.training.data import TrainingImages, evaluation_loader
+from diffusers_cg.training.data import TrainingImages, checked_images, evaluation_loader, open_training_images
 from diffusers_cg.training.loop import TrainingLoop, draw_timesteps_and_noise, make_accelerator, start_from
 from diffusers_cg_cli.command import command
 
-
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
 
 NOISE_LEVELS = 10
 
@@ -65,8 +61,8 @@ def train(settings: ClassifierSettings) -> None:
     Raises:
         InputError: if the settings, the images and the model that they name do not go together.
     """
-    dataset = load_training_dataset(settings)
-    class_names = dataset.features["label"].names
+    dataset = open_training_images(settings)
+    class_names = dataset.class_names
     pretrained = None if settings.init_from is None else load_pretrained(NoisyClassifierModel, settings.init_from)
     settings = settings.resolve(pretrained)
 
@@ -114,8 +110,8 @@ main = command(train)
 
 
 def checked_splits(
-    settings: ClassifierSettings, dataset: "Dataset | IterableDataset"
-) -> tuple["Dataset | IterableDataset", "Dataset | IterableDataset | None"]:
+    settings: ClassifierSettings, dataset: ImageSet | ImageStream
+) -> tuple[ImageSet | ImageStream, ImageSet | ImageStream | None]:
     """Of the training dataset, the images to train on, and those to validate on (None if there are to be none).
 
     Raises:
@@ -123,18 +119,18 @@ def checked_splits(
     """
     validation = None
     if settings.validation_data_dir is not None:
-        validation = load_image_folder(settings.validation_data_dir)
+        validation = open_folder(settings.validation_data_dir, "required")
     elif settings.validation_split is not None:
-        validation = load_training_dataset(settings, settings.validation_split, dataset.features["label"].names)
+        validation = open_training_images(settings, split=settings.validation_split, class_names=dataset.class_names)
     if validation is not None:
-        if validation.features["label"] != dataset.features["label"]:
+        if validation.class_names != dataset.class_names:
             where = settings.validation_data_dir or f"Split {settings.validation_split}"
             raise InputError(f"{where} and the training images do not hold the same classes.")
         return checked_images(dataset, settings), checked_images(validation, settings)
     train = checked_images(dataset, settings)
     if settings.validation_fraction == 0:
         return train, None
-    if is_streamed(train):
+    if isinstance(train, ImageStream):
         raise InputError(
             "Of a stream no fraction can be held out: pass --validation_split or --validation_data_dir, or "
             "--validation_fraction 0 to measure no accuracy."
@@ -145,8 +141,7 @@ def checked_splits(
             f"--validation_fraction {settings.validation_fraction} of {len(train)} images leaves nothing to train or to "
             "validate on: choose another, or 0."
         )
-    splits = train.train_test_split(test_size=held_out, seed=settings.seed)
-    return splits["train"], splits["test"]
+    return train.split(held_out, settings.seed)
 
 
 def report(accuracy: dict[int, float], directory: Path, step: int) -> None:

@@ -31,12 +31,11 @@ from diffusers_cg import (
     NoisyClassifierModel,
 )
 from diffusers_cg.data.grids import image_grid
-from diffusers_cg.data.sources import checked_images, load_training_dataset
 from diffusers_cg.diffusion import augment_low_res, to_ddim_scheduler, training_losses
 from diffusers_cg.errors import InputError
 from diffusers_cg.models.fine_tuning import load_pretrained
 from diffusers_cg.training.config import UNetSettings, parse_settings
-from diffusers_cg.training.data import TrainingImages, examples_by_class
+from diffusers_cg.training.data import TrainingImages, checked_images, examples_by_class, open_training_images
 from diffusers_cg.training.loop import TrainingLoop, draw_generators, make_accelerator, start_from
 from diffusers_cg_cli.command import command
 
@@ -112,8 +111,8 @@ def train(settings: UNetSettings) -> None:
     Raises:
         InputError: if the settings, the images and the models that they name do not go together.
     """
-    dataset = load_training_dataset(settings, needs_labels=settings.class_conditional)
-    class_names = dataset.features["label"].names
+    dataset = open_training_images(settings, labels="required" if settings.class_conditional else "optional")
+    class_names = dataset.class_names
     pretrained = None if settings.init_from is None else load_pretrained(ADMUNet2DModel, settings.init_from)
     settings = settings.resolve(pretrained)
     upsamples = settings.low_res_size is not None

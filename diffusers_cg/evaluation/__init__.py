@@ -1,7 +1,6 @@
 """Metrics on arrays of features, whatever made them, and of sets of images by any extractor of features."""
 
-from diffusers_cg.data.image_sets import FeatureStatistics, ImageSet
-from diffusers_cg.data.open_set import open_images, open_set
+from diffusers_cg.data import FeatureStatistics, ImageSet, open_images, open_set
 from diffusers_cg.evaluation.evaluate import compare, evaluate
 from diffusers_cg.evaluation.features import (
     FeatureExtractor,

@@ -1,7 +1,6 @@
 """Bits per dimension of a folder of images under a saved pipeline: what `diffusers-cg nll` does."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -9,20 +8,14 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from diffusers_cg.data import ImageSet, find_bad_images, open_folder
 from diffusers_cg.data.files import atomic_directory
-from diffusers_cg.data.images import (
-    image_fault,
-    list_class_folders,
-    list_files,
-    list_images,
-    load_image,
-    resize_and_crop,
-    to_tensor,
-)
+from diffusers_cg.data.images import resize_and_crop, to_tensor
 from diffusers_cg.diffusion import BitsPerDimension, GaussianDiffusion, bits_per_dimension, resolve_timesteps
 from diffusers_cg.diffusion.seeds import seeded_generator
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.generation import Stage, resolve_device
+from diffusers_cg.generation.folder import BESIDE_SAMPLES
 from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
 from diffusers_cg.pipelines.steps import clip_range
 
@@ -87,18 +80,18 @@ def likelihood_to_folder(
     import_extra("matplotlib.figure", "eval")  # before hours of work, not after
     with atomic_directory(output_dir, replaces=REPORT_FILE) as directory:
         pipe = Stage(model).load_base().to(resolve_device(device))
-        files, class_labels = find_images(Path(data_dir), pipe.unet.config.num_class_embeds)
+        images = find_images(Path(data_dir), pipe.unet.config.num_class_embeds)
         scheduler = pipe.scheduler
         steps = scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         diffusion = GaussianDiffusion.from_scheduler(scheduler, resolve_timesteps(scheduler, steps, None))
-        terms = measure(pipe, diffusion, files, class_labels, seed, batch_size)
+        terms = measure(pipe, diffusion, images, seed, batch_size)
 
         total = terms.total.double()
         likelihood = Likelihood(
             bits_per_dimension=total.mean().item(),
-            standard_error=total.std().item() / len(files) ** 0.5 if len(files) > 1 else 0.0,
+            standard_error=total.std().item() / len(images) ** 0.5 if len(images) > 1 else 0.0,
             prior=terms.prior.double().mean().item(),
-            num_images=len(files),
+            num_images=len(images),
             num_timesteps=len(diffusion.timesteps),
             seed=seed,
             model=str(model),
@@ -108,7 +101,7 @@ def likelihood_to_folder(
         np.savez(
             directory / TERMS_FILE,
             timesteps=diffusion.timesteps.numpy(),
-            files=np.array([str(file.relative_to(data_dir)) for file in files]),
+            files=np.array([str(Path(image.name).relative_to(data_dir)) for image in images]),
             total=terms.total.numpy(),
             **{name: tensor.numpy() for name, tensor in vars(terms).items()},
         )
@@ -116,8 +109,8 @@ def likelihood_to_folder(
     return likelihood
 
 
-def find_images(directory: Path, num_classes: int | None) -> tuple[list[Path], list[int] | None]:
-    """All images of a folder and, for a class-conditional model, their labels.
+def find_images(directory: Path, num_classes: int | None) -> ImageSet:
+    """All images of a folder, with their labels for a class-conditional model.
 
     Raises:
         InputError: if there is no such folder, it holds no images or not as many classes as the model knows, or a file
@@ -125,31 +118,17 @@ def find_images(directory: Path, num_classes: int | None) -> tuple[list[Path], l
     """
     if not directory.is_dir():
         raise InputError(f"There is no folder {directory}: pass a folder of images.")
-    if num_classes is None:
-        files, class_labels = list_images(directory), None
-    else:
-        folders = list_class_folders(directory)
-        if len(folders) != num_classes:
-            raise InputError(
-                f"{directory} has {len(folders)} subfolders, but the model knows {num_classes} classes: it must have "
-                "one of images for each, sorted as for training."
-            )
-        labelled = [(file, label) for label, folder in enumerate(folders) for file in list_files(folder)]
-        files, class_labels = ([pair[part] for pair in labelled] for part in (0, 1))
-    if not files:
-        raise InputError(f"{directory} holds no images.")
-    for file in tqdm(files, desc="Checking images", unit="file", leave=False):
-        fault = image_fault(file)
-        if fault is not None:
-            raise InputError(f"{file} cannot be read as an image ({fault}): mend or remove it.")
-    return files, class_labels
+    labels = "ignored" if num_classes is None else "required"
+    images = open_folder(directory, labels, num_classes, leave_out=BESIDE_SAMPLES)
+    for index, fault in find_bad_images(images).items():
+        raise InputError(f"{images[index].name} cannot be read as an image ({fault}): mend or remove it.")
+    return images
 
 
 def measure(
     pipe: ClassifierGuidedPipeline,
     diffusion: GaussianDiffusion,
-    files: Sequence[Path],
-    class_labels: Sequence[int] | None,
+    images: ImageSet,
     seed: int,
     batch_size: int,
 ) -> BitsPerDimension:
@@ -163,20 +142,20 @@ def measure(
     if height != width:
         raise InputError(f"Images are cropped to squares, but those of this model are {width}x{height}.")
     parts = []
-    with tqdm(total=len(files) * len(diffusion.timesteps), desc="Bits per dimension", unit="term") as bar:
-        for start in range(0, len(files), batch_size):
-            batch = files[start : start + batch_size]
-            images = [resize_and_crop(load_image(file, channels), height, center_crop=True) for file in batch]
+    with tqdm(total=len(images) * len(diffusion.timesteps), desc="Bits per dimension", unit="term") as bar:
+        for start in range(0, len(images), batch_size):
+            batch = [images[index] for index in range(start, min(start + batch_size, len(images)))]
+            pictures = [resize_and_crop(stored.load(channels), height, center_crop=True) for stored in batch]
             labels = None
-            if class_labels is not None:
-                labels = torch.tensor(class_labels[start : start + batch_size], device=unet.device)
+            if images.labels is not None:
+                labels = torch.tensor([stored.label for stored in batch], device=unet.device)
 
             def model(sample: torch.Tensor, timestep: torch.Tensor, labels=labels) -> torch.Tensor:
                 bar.update(len(sample))
                 of_classes = {} if labels is None else {"class_labels": labels}
                 return unet(sample.to(unet.dtype), timestep, **of_classes).sample
 
-            clean_images = torch.stack([to_tensor(image) for image in images]).to(unet.device)
+            clean_images = torch.stack([to_tensor(picture) for picture in pictures]).to(unet.device)
             generators = [seeded_generator(seed, start + i) for i in range(len(batch))]
             terms = bits_per_dimension(diffusion, model, clean_images, generators, clip_range(pipe.scheduler))
             parts.append({name: tensor.cpu() for name, tensor in vars(terms).items()})

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from diffusers_cg.data.image_sets import FeatureStatistics, ImageSet
-from diffusers_cg.data.npz_files import STATISTICS
-from diffusers_cg.data.open_set import Source, open_set
+from diffusers_cg.data import FeatureStatistics, ImageSet, Source, open_set
+from diffusers_cg.data.npz import STATISTICS
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.features import AnyExtractor, FeatureExtractor, as_extractor
 from diffusers_cg.evaluation.frechet_distance import frechet_distance

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from tqdm.auto import tqdm
 
-from diffusers_cg.data.image_sets import ImageSet
+from diffusers_cg.data import ImageSet
 from diffusers_cg.errors import InputError
 
 

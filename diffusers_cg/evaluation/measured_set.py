@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusers_cg.data import FeatureStatistics, ImageSet, Source, open_set
 from diffusers_cg.data.files import atomic_update
-from diffusers_cg.data.image_sets import FeatureStatistics, ImageSet, Statistics
-from diffusers_cg.data.open_set import Source, open_set
+from diffusers_cg.data.image_sets import Statistics
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.features import (
     AnyExtractor,

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffusers_cg.data import Source, open_images
 from diffusers_cg.data.files import atomic_update
 from diffusers_cg.data.grids import image_grid
-from diffusers_cg.data.images import list_images
-from diffusers_cg.data.open_set import Source
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.evaluation import FeatureExtractor, MeasuredSet, evaluate, measure
 from diffusers_cg.evaluation.measured_set import MIN_IMAGES
 from diffusers_cg.evaluation.report import REPORT_FILE, metric_names
 from diffusers_cg.generation import Stage, sample_to_folder, start_processes
+from diffusers_cg.generation.folder import BESIDE_SAMPLES
 from diffusers_cg.generation.requests import check_classes
 
 
@@ -181,7 +181,8 @@ def measure_cell(
         report = json.loads(file.read_text())
         if report["samples"]["num_images"] == num_samples and wanted.items() <= report.items():
             return report["metrics"]
-    evaluation = evaluate(directory / "samples", reference, extractor, batch_size, progress_bar=True)
+    samples = open_images(directory / "samples", leave_out=BESIDE_SAMPLES, progress_bar=True)
+    evaluation = evaluate(samples, reference, extractor, batch_size, progress_bar=True)
     with atomic_update(directory) as partial:
         evaluation.save(partial)
     return evaluation.metrics
@@ -252,6 +253,7 @@ def make_grid(cells: Sequence[Path], scales: Sequence[float], title: str) -> Ima
     """The same few images at every scale, a row each: the first of every class, then the second, and so on."""
     rows = []
     for cell in cells:
-        files = sorted(list_images(cell / "samples"), key=lambda file: (file.name, len(file.parent.name), file.parent))
+        files = [Path(image.name) for image in open_images(cell / "samples", leave_out=BESIDE_SAMPLES)]
+        files = sorted(files, key=lambda file: (file.name, len(file.parent.name), file.parent))
         rows.append([np.asarray(Image.open(file)) for file in files[:GRID_COLUMNS]])
     return image_grid(rows, row_labels=[f"scale {scale:g}" for scale in scales], title=title)

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from diffusers_cg.data.images import NPZ_FILE, SETTINGS_FILE, list_images
+from diffusers_cg.data.files import list_files
 from diffusers_cg.errors import InputError
 from diffusers_cg.generation.requests import Request
 
 
-def to_uint8(sample: torch.Tensor) -> np.ndarray:
-    """Images (B, C, H, W) in [-1, 1] as (B, H, W, C) uint8: truncated, not rounded, as the paper's were."""
-    return ((sample + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+# what lies on top of a folder of samples, beside the images
+GRID_FILE, SETTINGS_FILE, NPZ_FILE = "grid.png", "sampling.json", "samples.npz"
+BESIDE_SAMPLES = (GRID_FILE, SETTINGS_FILE, NPZ_FILE)
 
 
 class SampleFolder:
@@ -87,7 +86,9 @@ class SampleFolder:
             )
 
     def _paths(self) -> set[Path]:
-        return {file.relative_to(self.path) for file in list_images(self.path)} if self.path.is_dir() else set()
+        if not self.path.is_dir():
+            return set()
+        return {file.relative_to(self.path) for file in list_files(self.path)} - set(map(Path, BESIDE_SAMPLES))
 
     def save(self, request: Request, image: np.ndarray) -> None:
         """Writes an image (H, W, C) uint8."""

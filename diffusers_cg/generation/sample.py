@@ -12,9 +12,10 @@ from accelerate.utils import parse_flag_from_env
 from PIL import Image
 from tqdm.auto import tqdm
 
-from diffusers_cg.data.grids import GRID_FILE, image_grid
+from diffusers_cg.data.grids import image_grid
+from diffusers_cg.data.images import to_uint8
 from diffusers_cg.errors import InputError
-from diffusers_cg.generation.folder import SampleFolder, to_uint8
+from diffusers_cg.generation.folder import GRID_FILE, SampleFolder
 from diffusers_cg.generation.requests import Request, check_classes, make_requests
 from diffusers_cg.generation.stages import Stage, resolve_device
 from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline

@@ -23,8 +23,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
 
+from diffusers_cg.data.files import list_files
 from diffusers_cg.data.grids import image_grid
-from diffusers_cg.data.images import list_files
 from diffusers_cg.diffusion.seeds import seeded_generator
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.report import REPORT_FILE, Evaluation

@@ -5,6 +5,7 @@ import signal
 import tarfile
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -16,21 +17,38 @@ from PIL import Image
 from processes import Signal
 
 from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
-from diffusers_cg.data.sources import checked_images, load_training_dataset
 from diffusers_cg.errors import InputError
-from diffusers_cg.training.arguments import image_arguments
 from diffusers_cg.training.data import (
     SPARE_IMAGES,
     TrainingImages,
+    checked_images,
     evaluation_loader,
     examples_by_class,
+    open_training_images,
+    raise_errors,
     training_loader,
 )
-from diffusers_cg.training.train_classifier import parse_args
 
 
 NUM_IMAGES, NUM_CLASSES, IMAGES_PER_SHARD = 36, 3, 12
 NAMES = ["ant", "bee", "cat"]
+SETTINGS = {  # of images, by default
+    "train_data_dir": None,
+    "dataset_name": None,
+    "train_data_files": None,
+    "dataset_config_name": None,
+    "split": None,
+    "image_column": None,
+    "label_column": None,
+    "class_names": None,
+    "num_classes": None,
+    "streaming": False,
+    "cache_dir": None,
+    "dataloader_num_workers": 0,
+    "skip_bad_images": False,
+    "verify_images": True,
+}
+PREPARATION = ("center_crop", "random_flip", "seed", "skip_bad_images", "shuffle_buffer_size", "images_per_epoch")
 
 
 def picture(number) -> bytes:
@@ -106,26 +124,15 @@ def named(root):
 
 
 @pytest.fixture
-def source(root):
-    """Flags that name a source."""
+def images(root):
+    """`TrainingImages` by settings."""
 
-    def source(**flags):
-        words = ["--output_dir", "unused", "--cache_dir", str(root / "cache"), "--resolution", "16", "--channels", "1"]
-        for name, value in flags.items():
-            if isinstance(value, bool):
-                words.append(f"--{name}" if value else f"--no-{name}")
-            else:
-                words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else (value,))]
-        return parse_args(words)
-
-    return source
-
-
-@pytest.fixture
-def images(source):
-    def images(**flags):
-        args = source(**{"center_crop": True, **flags})
-        return TrainingImages(checked_images(load_training_dataset(args), args), **image_arguments(args))
+    def images(labels="required", **changed):
+        if isinstance(changed.get("train_data_files"), Path):
+            changed["train_data_files"] = [changed["train_data_files"]]
+        settings = SimpleNamespace(**{**SETTINGS, "cache_dir": root / "cache", **changed})
+        prepared = {name: changed[name] for name in PREPARATION if name in changed}
+        return TrainingImages(checked_images(open_training_images(settings, labels), settings), 16, 1, **prepared)
 
     return images
 
@@ -147,7 +154,7 @@ def drawn(batches, count) -> dict[int, tuple[int, int]]:
 
 
 def batches_of(images, batch_size=4, first_draw=0, num_workers=0):
-    return training_loader(images, batch_size, first_draw, num_workers)
+    return raise_errors(training_loader(images, batch_size, first_draw, num_workers))
 
 
 # -------------------------------------------------------------------------------------------------------------- sources
@@ -246,7 +253,7 @@ def test_processes_share_a_stream_as_they_share_a_folder(
         whole = batches_of(of_source, 8, first_draw=16)
         halves = [
             prepare_data_loader(
-                batches_of(of_source, 4, first_draw=16, num_workers=num_workers),
+                training_loader(of_source, 4, first_draw=16, num_workers=num_workers),
                 num_processes=2,
                 process_index=index,
                 dispatch_batches=False,
@@ -311,7 +318,8 @@ def test_bad_images_of_a_dataset_are_found_at_the_start(images, root, capsys):
     path = write_parquet(root / "spoilt" / "train.parquet", bad=(4, 7))
     flags = {"train_data_files": path, "image_column": "picture", "label_column": "kind"}
     with pytest.raises(
-        InputError, match=r"^2 of 36 images cannot be read: image 4 \(not an image\); image 7 \(not an"
+        InputError,
+        match=r"^2 of 36 images cannot be read: image 4 of .*/train.parquet, split train \(not an image\); image 7 of ",
     ):
         images(**flags)
     found = images(**flags, skip_bad_images=True, dataloader_num_workers=2)
@@ -323,7 +331,9 @@ def test_bad_images_of_a_dataset_are_found_at_the_start(images, root, capsys):
 def test_bad_images_met_in_the_middle(images, bad_shards, streaming):
     flags = {"train_data_files": bad_shards / "*.tar", "num_classes": 3, "shuffle_buffer_size": 0}
     flags |= {"streaming": True} if streaming else {"verify_images": False}
-    with pytest.raises(InputError, match=r"^image 0003.* cannot be read as an image: damaged: .*--skip_bad_images"):
+    with pytest.raises(
+        InputError, match=r"^image 0003 of .* cannot be read as an image: damaged: .*--skip_bad_images"
+    ):
         drawn(evaluation_loader(images(**flags), 4), 9)
     found = images(**flags, skip_bad_images=True)
     with pytest.warns(UserWarning, match="cannot be read as an image"):
@@ -351,7 +361,9 @@ def test_a_row_without_an_image(images, root):
     content = {"image": [{"bytes": picture(1)}, None, {"bytes": picture(2)}], "label": [0, 1, 1]}
     (root / "hole").mkdir()
     datasets.Dataset.from_dict(content, features=features).to_parquet(root / "hole" / "train.parquet")
-    with pytest.raises(InputError, match=r"^1 of 3 images cannot be read: image 1 \(not an image\)"):
+    with pytest.raises(
+        InputError, match=r"^1 of 3 images cannot be read: image 1 of .*/hole, split train \(not an image\)"
+    ):
         images(dataset_name=root / "hole")
 
 
@@ -418,8 +430,10 @@ def test_labels_that_are_not_counted_from_0(images, tmp_path, labels, said):
 
 
 def test_a_label_of_no_class_in_a_stream(streamed):
-    with pytest.raises(InputError, match=r"^The stream cannot be read: Class label 2 .*\.$"):
-        drawn(batches_of(streamed(num_classes=2)), 9)
+    with pytest.raises(
+        InputError, match=r"^image 0001 of .*tar, split train has the label 2, which is none of 0\.\.1\.$"
+    ):
+        drawn(batches_of(streamed(num_classes=2, shuffle_buffer_size=0)), 9)
 
 
 def test_files_of_several_kinds_or_of_none(images, shards, parquet, tmp_path):
@@ -439,13 +453,39 @@ def test_shards_that_are_damaged(images, shards, tmp_path):
             drawn(batches_of(images(train_data_files=tmp_path / name, streaming=True, num_classes=3)), 9)
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["at once", "streamed"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_in_a_process_that_loads_images_is_one_sentence(images, bad_shards, streaming, num_workers):
+    flags = {"train_data_files": bad_shards / "*.tar", "num_classes": 3, "streaming": streaming}
+    found = images(**flags, shuffle_buffer_size=0, verify_images=False)
+    with pytest.raises(InputError, match=r"^image \d{4} of [^\n]* cannot be read as an image: [^\n]*$"):
+        drawn(batches_of(found, num_workers=num_workers), 12)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_stream_that_fails_in_a_process_of_its_own_tells_every_process(images, shards, tmp_path, num_workers):
+    (tmp_path / "a.tar").write_bytes((shards / "0000.tar").read_bytes()[:9000])
+    files = [shards / "0000.tar", tmp_path / "a.tar"]
+    damaged = images(train_data_files=files, streaming=True, num_classes=3, shuffle_buffer_size=0)
+    for index in range(2):
+        loader = prepare_data_loader(
+            training_loader(damaged, 4, first_draw=0, num_workers=num_workers),
+            num_processes=2,
+            process_index=index,
+            dispatch_batches=False,
+        )
+        with pytest.raises(InputError, match=r"^[^\n]*0000.tar, split train cannot be read: [^\n]*$"):
+            drawn(raise_errors(loader), 9)
+
+
 def test_no_source_or_flags_of_another(images, few_digits, tmp_path):
     with pytest.raises(InputError, match="^Pass one of --train_data_dir, --dataset_name, --train_data_files to say"):
         images()
-    with pytest.raises(
-        InputError, match="^--label_column is for --dataset_name and --train_data_files, not for --train_d"
-    ):
-        images(train_data_dir=few_digits, label_column="label")
+    for name in ("label_column", "validation_split"):
+        with pytest.raises(
+            InputError, match=f"^--{name} is for --dataset_name and --train_data_files, not for --train_data_dir"
+        ):
+            images(train_data_dir=few_digits, **{name: "label"})
     with pytest.raises(InputError, match="nowhere cannot be read: "):
         images(dataset_name=tmp_path / "nowhere")
 
@@ -462,18 +502,16 @@ def test_what_a_stream_cannot_do(train, named, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["at once", "streamed"])
-def test_images_without_labels_are_one_class(tmp_path, streaming):
+def test_images_without_labels_are_one_class(images, tmp_path, streaming):
     file = tmp_path / "pictures.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"picture": [picture(number) for number in range(NUM_IMAGES)]}), file)
-    flags = ["--train_data_files", file, "--image_column", "picture", "--cache_dir", tmp_path / "cache"]
-    flags += ["--streaming"] if streaming else []
-    args = parse_args(list(map(str, [*flags, "--resolution", 16, "--channels", 1, "--output_dir", tmp_path])))
-    images = TrainingImages(load_training_dataset(args, needs_labels=False), **image_arguments(args))
-    assert images.class_names == ["images"]
-    seen = [(number_of(image), label) for image, label in unlabelled_batches(images)]
+    flags = {"train_data_files": file, "image_column": "picture", "streaming": streaming}
+    found = images("optional", **flags)
+    assert found.class_names == ["images"]
+    seen = [(number_of(image), label) for image, label in unlabelled_batches(found)]
     assert sorted(seen) == [(number, 0) for number in range(NUM_IMAGES)]
     with pytest.raises(InputError, match="Pass --label_column to say which column to take, of picture"):
-        load_training_dataset(args)
+        images(**flags)
 
 
 def unlabelled_batches(images):

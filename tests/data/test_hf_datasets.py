@@ -10,8 +10,9 @@ from PIL import Image
 from processes import run_here
 from tiny_extractor import Thumbnails
 
-from diffusers_cg.errors import MissingExtraError
-from diffusers_cg.evaluation import evaluate, measure, open_images
+from diffusers_cg.data import open_images, open_set
+from diffusers_cg.errors import InputError, MissingExtraError
+from diffusers_cg.evaluation import evaluate, measure
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +74,7 @@ def test_parquet_files(command, parquet, tmp_path):
     assert f"| Frechet distance | {expected['fid']:.4f} |" in said
     assert f"- Reference: {parquet}, split train, 12 images of 8x8 in color" in said
     assert "has the splits train, test: pass one with --split." in command(parquet, parquet, status=2)
-    assert "cannot be loaded as a dataset (" in command(parquet, parquet, "--split", "validation", status=2)
+    assert f"{parquet} cannot be read: " in command(parquet, parquet, "--split", "validation", status=2)
 
 
 def test_saved_to_disk(tmp_path):
@@ -104,11 +105,14 @@ def test_a_loaded_dataset(tmp_path):
 def test_columns(command, tmp_path):
     dataset = make_dataset(pixels(), columns=("photo", "mask"))
     assert np.array_equal(all_images(dataset, image_column="mask"), pixels())
-    with pytest.raises(ValueError, match="has several columns of images: pass one of photo, mask with --image_column"):
+    listed = r"label \(int64\), photo \(Image\), mask \(Image\)"
+    with pytest.raises(InputError, match=f"Pass --image_column to say which column to take, of {listed}"):
         open_images(dataset)
-    with pytest.raises(ValueError, match="has no column of images label: pass one of photo, mask with --image_column"):
+    with pytest.raises(InputError, match=rf"There is no column picture \(--image_column\): the dataset has {listed}"):
+        open_images(dataset, image_column="picture")
+    with pytest.raises(InputError, match="Column label of dataset cannot be read: "):
         open_images(dataset, image_column="label")
-    with pytest.raises(ValueError, match="has no column of images, only label."):
+    with pytest.raises(InputError, match=r"Pass --image_column to say which column to take, of label \(int64\)"):
         open_images(dataset.remove_columns(["photo", "mask"]))
     (tmp_path / "columns").mkdir()
     dataset.to_parquet(tmp_path / "columns" / "train.parquet")
@@ -119,9 +123,9 @@ def test_sizes():
     small, large = make_dataset(pixels(4)), make_dataset(pixels(2, size=20))
     dataset = datasets.concatenate_datasets([small, large])
     with pytest.raises(
-        ValueError, match="row 0 of dataset is 8x8 and row 4 of dataset is 20x20. .* pass --resolution"
+        InputError, match="image 0 of dataset is 8x8 and image 4 of dataset is 20x20. .* pass --resolution"
     ):
-        open_images(dataset)
+        open_set(dataset)
     assert all_images(dataset, resolution=6).shape == (6, 6, 6, 3)
 
 
@@ -151,10 +155,9 @@ def test_bad_rows():
     def dataset(value):
         return datasets.Dataset.from_list([*rows, {"label": 0, "image": value}], features=features)
 
-    with pytest.raises(ValueError, match="There is no image in the column image, row 3 of dataset: remove such rows"):
-        open_images(dataset(None))
-    with pytest.raises(ValueError, match="row 3 of dataset is not an image"):
-        open_images(dataset({"bytes": b"text", "path": None}))
+    for value in (None, {"bytes": b"text", "path": None}):
+        with pytest.raises(InputError, match="image 3 of dataset is not an image: remove it"):
+            open_set(dataset(value))
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing-of-this-name", "nothing-of-this-name"])
@@ -162,7 +165,7 @@ def test_no_such_dataset(command, name, tmp_path):
     np.savez(tmp_path / "samples.npz", pixels())
     for sets in ((tmp_path / "samples.npz", name), (name, tmp_path / "samples.npz")):
         line = command(*sets, status=2).strip().splitlines()[-1]
-        assert line.startswith(f"error: There is no file or folder {name}, and {name} cannot be loaded as a dataset (")
+        assert line.startswith(f"error: There is no file or folder {name}, and {name} cannot be read: ")
     assert not (tmp_path / "report").exists()
 
 
