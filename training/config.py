@@ -380,7 +380,7 @@ def _said_by_model(
     return _not_none(said)
 
 
-class UNetSettings(DataSettings, NetworkSettings, TrainingSettings):
+class UNetSettings(TrainingSettings, NetworkSettings, DataSettings):
     """What `train_unet.py` takes."""
 
     class_conditional: bool = True
@@ -440,7 +440,7 @@ class UNetSettings(DataSettings, NetworkSettings, TrainingSettings):
         return resolved
 
 
-class ClassifierSettings(DataSettings, NetworkSettings, TrainingSettings):
+class ClassifierSettings(TrainingSettings, NetworkSettings, DataSettings):
     """What `train_classifier.py` takes."""
 
     center_crop: Annotated[bool, RESUMED] = False

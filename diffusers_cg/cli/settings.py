@@ -104,7 +104,8 @@ def _flag_type(field: FieldInfo, **options: Any) -> Any:
     kind = field.annotation
     if type(None) in kinds:
         kind = Union[tuple(each for each in kinds if each is not type(None))]  # noqa: UP007
-    return Annotated[(kind, *field.metadata, tyro.conf.arg(help=field.description, **options))]
+    described = " ".join((field.description or "").split())  # tyro keeps the line ends of a docstring
+    return Annotated[(kind, *field.metadata, tyro.conf.arg(help=described, **options))]
 
 
 # --------------------------------------------------------------------------------------------------------------- files
