@@ -16,7 +16,7 @@ from diffusers_cg.errors import InputError
 
 
 STATE_FILE = "training_state.json"
-TORCH_WRITER = "PytorchStreamWriter"  # whose RuntimeError says that the disk is full
+TORCH_WRITER = "inline_container.cc"  # whose RuntimeError says no more than that a file is not as long as it should be
 
 
 class Checkpoints:
