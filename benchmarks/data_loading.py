@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from diffusers_cg import NoisyClassifierModel
+from diffusers_cg.data import open_dataset, open_folder
 from diffusers_cg.data.files import atomic_directory
-from diffusers_cg.data.sources import labelled_images, load_image_folder, open_dataset
 from diffusers_cg.training.data import TrainingImages, training_loader
 from diffusers_cg_cli.command import command
 
@@ -125,10 +125,10 @@ def main(args: argparse.Namespace) -> None:
     sizes = [file.stat().st_size for file in (data / "folder").rglob("*.jpg")]
     print(f"{len(sizes)} files of {np.mean(sizes) / 1e3:.1f} kB on average.", flush=True)
 
-    shards = open_dataset(None, [str(data / "shards" / "*.tar")], streaming=True)
+    shards = {"split": "train", "streaming": True, "num_classes": NUM_CLASSES}
     sources = {
-        "folder": load_image_folder(data / "folder"),
-        "webdataset, streamed": labelled_images(shards, num_classes=NUM_CLASSES),
+        "folder": open_folder(data / "folder", "required"),
+        "webdataset, streamed": open_dataset(data / "shards" / "*.tar", "required", **shards),
     }
     rows = []
     for name, dataset in sources.items():

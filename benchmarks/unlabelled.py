@@ -28,8 +28,8 @@ from PIL import Image
 from sklearn.metrics import adjusted_rand_score
 
 from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDPMPipeline, NoisyClassifierModel
+from diffusers_cg.data.files import list_files
 from diffusers_cg.data.grids import image_grid
-from diffusers_cg.data.images import list_files
 from diffusers_cg.training.cluster_labels import cluster_names, load_clusters, nearest_centers
 from diffusers_cg.training.export_digits import split_digits
 

@@ -6,18 +6,9 @@ from pathlib import Path
 from diffusers_cg.diffusion import LossSecondMomentSampler, UniformSampler
 from diffusers_cg.errors import InputError
 from diffusers_cg.hub.publishing import check_repo_id
+from diffusers_cg.models.presets import ATTENTION_RESOLUTIONS, CHANNEL_MULTIPLIERS
 
 
-# section 3 of the paper, and what it implies for smaller images
-CHANNEL_MULTIPLIERS = {
-    512: (0.5, 1, 1, 2, 2, 4, 4),
-    256: (1, 1, 2, 2, 4, 4),
-    128: (1, 1, 2, 3, 4),
-    64: (1, 2, 3, 4),
-    32: (1, 2, 2),
-    16: (1, 2),
-}
-ATTENTION_RESOLUTIONS = (32, 16, 8)
 TIMESTEP_SAMPLERS = {"uniform": UniformSampler, "loss_second_moment": LossSecondMomentSampler}
 
 # what a training that goes on must share with the one that was stopped, as far as a script has the flag

@@ -20,7 +20,7 @@ from diffusers_cg import (
 )
 from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.errors import InputError
-from diffusers_cg.pipelines.conversion import DTYPES
+from diffusers_cg.models import DTYPES
 from diffusers_cg.training.run_facts import assembled_facts, write_facts
 from diffusers_cg_cli.command import command
 

@@ -14,7 +14,6 @@ k-means puts those near each other into one cluster. Clusters are numbered from 
 images (a validation set, say) in the same way.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -22,19 +21,22 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from diffusers_cg.data import ImageSet, StoredImage, open_folder, readable_images
 from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.data.grids import image_grid
-from diffusers_cg.data.images import list_files, load_image, resize_and_crop
-from diffusers_cg.data.sources import readable_images
+from diffusers_cg.data.images import resize_and_crop
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg_cli.command import command
+from diffusers_cg_cli.settings import Settings, parse
 
 
 CLUSTERS_FILE = "clusters.json"
@@ -46,50 +48,60 @@ SHEET_CLUSTERS = 100
 SHEET_COLUMNS = 8
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image_dir", type=Path, required=True, help="Folder of images, at any depth.")
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, help="Folder to write; clusters that are there are replaced."
-    )
-    clusters = parser.add_mutually_exclusive_group(required=True)
-    clusters.add_argument("--num_clusters", type=int, help="How many labels to make.")
-    clusters.add_argument(
-        "--clusters_from", type=Path, help="Output folder of an earlier run, whose clusters these images are put into."
-    )
-    parser.add_argument(
-        "--features", choices=("model", "pixels"), default="model", help="What k-means compares (see above)."
-    )
-    parser.add_argument(
-        "--model", default="facebook/dinov2-base", help="Vision model of transformers: an id on the Hub or a folder."
-    )
-    parser.add_argument(
-        "--pooling",
-        choices=("mean", "cls"),
-        default="mean",
-        help="Of the model's last layer: the mean over all positions, or the class token of a model that has one first "
-        "(ViT, DINOv2). Either is scaled to length 1.",
-    )
-    parser.add_argument(
-        "--pixels_size",
-        type=int,
-        default=16,
-        help="Side to which images are cropped and scaled for --features pixels; the RGB values are the features.",
-    )
-    parser.add_argument(
-        "--files",
-        choices=("hardlink", "symlink", "copy"),
-        default="hardlink",
-        help="How images come into the clusters. Hard links take no space and outlive the originals' removal, but are "
-        "the same files: what edits one in place edits both. On another file system they become copies.",
-    )
-    parser.add_argument("--batch_size", type=int, default=64, help="Images at once.")
-    parser.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that load images.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of k-means.")
-    parser.add_argument(
-        "--skip_bad_images", action="store_true", help="Leave out files that are no images, instead of refusing them."
-    )
-    return parser.parse_args(argv)
+class ClusterSettings(Settings):
+    """What to cluster, by what, and how many clusters to make."""
+
+    image_dir: Path
+    """Folder of images, at any depth."""
+
+    output_dir: Path
+    """Folder to write; clusters that are there are replaced."""
+
+    num_clusters: Annotated[int, Field(ge=2)] | None = None
+    """How many labels to make."""
+
+    clusters_from: Path | None = None
+    """In place of a number: output folder of an earlier run, whose clusters these images are put into."""
+
+    features: Literal["model", "pixels"] = "model"
+    """What k-means compares (see above)."""
+
+    model: str = "facebook/dinov2-base"
+    """Vision model of transformers: an id on the Hub or a folder."""
+
+    pooling: Literal["mean", "cls"] = "mean"
+    """Of the model's last layer: the mean over all positions, or the class token of a model that has one first (ViT,
+    DINOv2). Either is scaled to length 1."""
+
+    pixels_size: PositiveInt = 16
+    """Side to which images are cropped and scaled for --features pixels; the RGB values are the features."""
+
+    files: Literal["hardlink", "symlink", "copy"] = "hardlink"
+    """How images come into the clusters. Hard links take no space and outlive the originals' removal, but are the same
+    files: what edits one in place edits both. On another file system they become copies."""
+
+    batch_size: PositiveInt = 64
+    """Images at once."""
+
+    dataloader_num_workers: NonNegativeInt = 0
+    """Processes that load images."""
+
+    seed: int = 0
+    """Seed of k-means."""
+
+    skip_bad_images: bool = False
+    """Leave out files that are no images, instead of refusing them."""
+
+    @model_validator(mode="after")
+    def check(self) -> "ClusterSettings":
+        if (self.num_clusters is None) == (self.clusters_from is None):
+            raise ValueError("Pass one of --num_clusters and --clusters_from.")
+        source, target = self.image_dir.resolve(), self.output_dir.resolve()
+        if source == target or source in target.parents or target in source.parents:
+            raise ValueError(
+                f"--image_dir {self.image_dir} and --output_dir {self.output_dir} lie one in the other: write elsewhere."
+            )
+        return self
 
 
 # ----------------------------------------------------------------------------------------------------------- features
@@ -111,11 +123,11 @@ class FeatureSettings:
     pixels_size: int | None = None
 
     @classmethod
-    def from_args(cls, args: argparse.Namespace) -> "FeatureSettings":
-        if args.features == "pixels":
-            return cls("pixels", pixels_size=args.pixels_size)
-        model = str(Path(args.model).resolve()) if Path(args.model).is_dir() else args.model
-        return cls("model", model=model, pooling=args.pooling)
+    def of(cls, settings: ClusterSettings) -> "FeatureSettings":
+        if settings.features == "pixels":
+            return cls("pixels", pixels_size=settings.pixels_size)
+        model = str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model
+        return cls("model", model=model, pooling=settings.pooling)
 
     def extractor(self) -> Callable[[Sequence[Image.Image]], np.ndarray]:
         """A function from RGB images to their features (B, D) float32."""
@@ -173,28 +185,21 @@ class ModelFeatures:
         return torch.nn.functional.normalize(pooled.float(), dim=1).cpu().numpy()
 
 
-class _RGBImages(torch.utils.data.Dataset):
-    def __init__(self, files: Sequence[Path]):
-        self.files = files
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return load_image(self.files[index], channels=3)
+def load_rgb(batch: Sequence[StoredImage]) -> list[Image.Image]:
+    return [stored.load(channels=3) for stored in batch]
 
 
 def extract_features(
-    files: Sequence[Path], settings: FeatureSettings, batch_size: int = 64, num_workers: int = 0
+    images: ImageSet, settings: FeatureSettings, batch_size: int = 64, num_workers: int = 0
 ) -> np.ndarray:
-    """Features (N, D) float32 of image files, in their order."""
+    """Features (N, D) float32 of images, in their order."""
     extract = settings.extractor()
-    loader = DataLoader(_RGBImages(files), batch_size=batch_size, num_workers=num_workers, collate_fn=list)
+    loader = DataLoader(images, batch_size=batch_size, num_workers=num_workers, collate_fn=load_rgb)
     features = []
-    with tqdm(total=len(files), desc="Describing images", unit="image") as progress_bar:
-        for images in loader:
-            features.append(extract(images))
-            progress_bar.update(len(images))
+    with tqdm(total=len(images), desc="Describing images", unit="image") as progress_bar:
+        for batch in loader:
+            features.append(extract(batch))
+            progress_bar.update(len(batch))
     return np.concatenate(features)
 
 
@@ -273,62 +278,47 @@ def place(source: Path, target: Path, how: str) -> None:
     shutil.copyfile(source, target)
 
 
-def contact_sheet(
-    files: Sequence[Path], labels: np.ndarray, distances: np.ndarray, names: Sequence[str]
-) -> Image.Image:
+def contact_sheet(images: ImageSet, labels: np.ndarray, distances: np.ndarray, names: Sequence[str]) -> Image.Image:
     """A row per cluster, of the images nearest its centre."""
     rows, row_labels = [], []
     for number, name in enumerate(names[:SHEET_CLUSTERS]):
         members = np.flatnonzero(labels == number)
         nearest = members[np.argsort(distances[members], kind="stable")[:SHEET_COLUMNS]]
-        rows.append([load_image(files[index], channels=3) for index in nearest])
+        rows.append([images[index].load(channels=3) for index in nearest])
         row_labels.append(f"{name} ({len(members)})")
     shown = f", the {len(rows)} largest clusters" if len(names) > len(rows) else ""
     return image_grid(rows, row_labels=row_labels, title=f"nearest to the centre first{shown}")
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    """Raises `InputError` where a number cannot be meant, or one folder lies in the other."""
-    for name, least in (("num_clusters", 2), ("pixels_size", 1), ("batch_size", 1), ("dataloader_num_workers", 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name} must be at least {least}, got {value}.")
-    if not args.image_dir.is_dir():
-        raise InputError(f"There is no folder {args.image_dir}: pass a folder of images as --image_dir.")
-    source, target = args.image_dir.resolve(), args.output_dir.resolve()
-    if source == target or source in target.parents or target in source.parents:
+def check_number(images: ImageSet, what: str, num_clusters: int | None) -> None:
+    """Raises `InputError` if there are too few images for new clusters, or for any."""
+    if len(images) < (num_clusters or 1):
         raise InputError(
-            f"--image_dir {args.image_dir} and --output_dir {args.output_dir} lie one in the other: write elsewhere."
+            f"{images.source} holds {len(images)} {what}, too few for {num_clusters or 'any'} clusters: pass more images "
+            "or fewer clusters."
         )
 
 
 @command
-def main(args: argparse.Namespace) -> None:
-    check_arguments(args)
+def main(argv: Sequence[str] | None = None) -> None:
+    settings = parse(ClusterSettings, argv, description=__doc__)
     centers = None
-    if args.clusters_from is None:
-        settings = FeatureSettings.from_args(args)
+    if settings.clusters_from is None:
+        described_by = FeatureSettings.of(settings)
     else:
-        settings, centers = load_clusters(args.clusters_from)
-    files = list_files(args.image_dir)
-    num_clusters = args.num_clusters if centers is None else len(centers)
-    if not files or (centers is None and len(files) < num_clusters):
-        raise InputError(
-            f"{args.image_dir} holds {len(files)} files, too few for {num_clusters} clusters: pass more images or "
-            "fewer clusters."
-        )
-    files = readable_images(files, args.skip_bad_images)
-    if not files or (centers is None and len(files) < num_clusters):
-        raise InputError(
-            f"{args.image_dir} holds {len(files)} images that can be read, too few for {num_clusters} clusters."
-        )
+        described_by, centers = load_clusters(settings.clusters_from)
+    num_clusters = settings.num_clusters if centers is None else len(centers)
+    images = open_folder(settings.image_dir)
+    check_number(images, "files", settings.num_clusters)
+    images = readable_images(images, settings.skip_bad_images)
+    check_number(images, "images that can be read", settings.num_clusters)
 
-    features = extract_features(files, settings, args.batch_size, args.dataloader_num_workers)
+    features = extract_features(images, described_by, settings.batch_size, settings.dataloader_num_workers)
     if centers is None:
-        centers = find_centers(features, num_clusters, args.seed)
+        centers = find_centers(features, num_clusters, settings.seed)
     elif centers.shape[1] != features.shape[1]:
         raise InputError(
-            f"The centres of {args.clusters_from} are {centers.shape[1]} wide, the features of these images "
+            f"The centres of {settings.clusters_from} are {centers.shape[1]} wide, the features of these images "
             f"{features.shape[1]}: the model is no longer the one of that run."
         )
     labels, distances = nearest_centers(features, centers)
@@ -336,23 +326,24 @@ def main(args: argparse.Namespace) -> None:
     names = cluster_names(num_clusters)
     sizes = np.bincount(labels, minlength=num_clusters)
     facts = {
-        "settings": asdict(settings),
-        "seed": args.seed if args.clusters_from is None else None,
-        "clusters_from": None if args.clusters_from is None else str(args.clusters_from),
-        "num_images": len(files),
+        "settings": asdict(described_by),
+        "seed": settings.seed if settings.clusters_from is None else None,
+        "clusters_from": None if settings.clusters_from is None else str(settings.clusters_from),
+        "num_images": len(images),
         "inertia": float((distances.astype(np.float64) ** 2).sum()),
         "sizes": dict(zip(names, sizes.tolist())),
     }
-    with atomic_directory(args.output_dir, replaces=CLUSTERS_FILE) as directory:
+    with atomic_directory(settings.output_dir, replaces=CLUSTERS_FILE) as directory:
         for name in names:
             (directory / name).mkdir()
-        for file, label in zip(tqdm(files, desc="Sorting images", unit="image", leave=False), labels):
-            place(file, directory / names[label] / file.relative_to(args.image_dir), args.files)
-        contact_sheet(files, labels, distances, names).save(directory / "clusters.png")
+        for stored, label in zip(tqdm(images, desc="Sorting images", unit="image", leave=False), labels):
+            file = Path(stored.content)
+            place(file, directory / names[label] / file.relative_to(settings.image_dir), settings.files)
+        contact_sheet(images, labels, distances, names).save(directory / "clusters.png")
         np.savez(directory / CENTERS_FILE, centers=centers)
         (directory / CLUSTERS_FILE).write_text(json.dumps(facts, indent=2) + "\n")
     print(
-        f"Saved {args.output_dir}: {len(files)} images in {num_clusters} clusters of {sizes.min()} to {sizes.max()}."
+        f"Saved {settings.output_dir}: {len(images)} images in {num_clusters} clusters of {sizes.min()} to {sizes.max()}."
     )
     if (sizes == 0).any():
         empty = ", ".join(name for name, size in zip(names, sizes) if size == 0)
@@ -360,4 +351,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main()

@@ -3,7 +3,7 @@
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,40 +11,100 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Sampler, default_collate
+from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 
-from diffusers_cg.data.images import load_image, resize_and_crop, to_tensor
-from diffusers_cg.data.sources import Row, encoded_image, is_streamed, reading, row_name
+from diffusers_cg.data import ImageSet, ImageStream, StoredImage, open_dataset, open_folder, readable_images
+from diffusers_cg.data.image_sets import Labels
+from diffusers_cg.data.images import downscale, resize_and_crop, to_tensor
 from diffusers_cg.errors import InputError
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from diffusers_cg.training.config import DataSettings
 
-
+# settings that make no sense of a folder, whose classes are its subfolders
+OF_DATASETS = (
+    "dataset_config_name",
+    "split",
+    "image_column",
+    "label_column",
+    "class_names",
+    "num_classes",
+    "streaming",
+    "validation_split",
+)
 SPARE_IMAGES = 15  # that are tried in place of one that cannot be read
 SEARCHED_IMAGES = 2000  # of a stream, for examples of its classes
 
+Item = dict[str, torch.Tensor | int]
+Draw = tuple[int, Iterable[StoredImage]]
+"""The number of a draw, and its image, which is not decoded yet; those that follow may stand in for it."""
 
-def downscale(image: Image.Image, side: int) -> Image.Image:
-    """The low-resolution version of a square image, in 8 bits as a user would have it.
 
-    Every pixel is the mean of those that it covers (box filter) where `side` divides the image's, as for the paper's
-    upsamplers; otherwise the filter is PIL's bicubic one, widened so that nothing aliases.
+# -------------------------------------------------------------------------------------------------------------- sources
+
+
+def open_training_images(
+    settings: "DataSettings",
+    labels: Labels = "required",
+    split: str | None = None,
+    class_names: Sequence[str] | None = None,
+) -> ImageSet | ImageStream:
+    """The images that the settings name; [`checked_images`] are those that can be read.
+
+    Args:
+        settings (`DataSettings`): Which images.
+        labels (`str`): `"required"`, or `"optional"`: then images without any are one class, called `images`.
+        split (`str`, *optional*): Another split of the dataset than the settings'.
+        class_names (sequence of `str`, *optional*): What the classes are called, if not as the settings say.
+
+    Raises:
+        InputError: if the settings name no source or several, or the source does not hold images with labels as needed.
     """
-    resample = Image.Resampling.BICUBIC if image.width % side else Image.Resampling.BOX
-    return image.resize((side, side), resample)
+    sources = {f"--{name}": getattr(settings, name) for name in ("train_data_dir", "dataset_name", "train_data_files")}
+    given = [flag for flag, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise InputError(
+            f"Pass one of {', '.join(sources)} to say where the images are, got {' and '.join(given) or 'none'}."
+        )
+    if settings.train_data_dir is not None:
+        needless = [name for name in OF_DATASETS if getattr(settings, name, None) not in (None, False)]
+        if needless:
+            raise InputError(
+                f"--{needless[0]} is for --dataset_name and --train_data_files, not for --train_data_dir."
+            )
+        return open_folder(settings.train_data_dir, labels)
+    return open_dataset(
+        settings.train_data_files if settings.dataset_name is None else settings.dataset_name,
+        labels,
+        split=split or settings.split or "train",
+        config_name=settings.dataset_config_name,
+        image_column=settings.image_column,
+        label_column=settings.label_column,
+        class_names=class_names or settings.class_names,
+        num_classes=settings.num_classes,
+        streaming=settings.streaming,
+        cache_dir=settings.cache_dir,
+    )
+
+
+def checked_images(images: ImageSet | ImageStream, settings: "DataSettings") -> ImageSet | ImageStream:
+    """[`readable_images`], if the settings have them verified; a stream cannot be looked through beforehand."""
+    if isinstance(images, ImageStream) or not settings.verify_images:
+        return images
+    return readable_images(images, settings.skip_bad_images, settings.dataloader_num_workers)
+
+
+# ---------------------------------------------------------------------------------------------------------------- items
 
 
 @dataclass
-class TrainingImages(torch.utils.data.Dataset):
-    """Images of a dataset, preprocessed. An item is asked for by (index, draw): see [`EndlessSampler`].
-
-    Everything about an item follows from the seed and the draw, so it is the same whoever loads it and after a resume.
-    Of a streamed dataset there are no items to ask for, only batches: see [`ImageStream`].
+class TrainingImages:
+    """Images, preprocessed. Everything about an item follows from the seed and the draw (see [`EndlessSampler`]), so it is
+    the same whoever loads it and after a resume.
 
     Args:
-        dataset (`datasets.Dataset` or `datasets.IterableDataset`): Images and labels, from `training/sources.py`.
+        dataset ([`ImageSet`] or [`ImageStream`]): Images with labels, from [`open_training_images`].
         resolution (`int`): Side of the square images.
         channels (`int`): 1, 3 or 4.
         center_crop (`bool`): Cut out the middle, or else a random part.
@@ -53,11 +113,11 @@ class TrainingImages(torch.utils.data.Dataset):
         low_res_size (`int`, *optional*): Side of the low-resolution versions that an upsampler is trained on.
         skip_bad_images (`bool`): Let the next image of the dataset stand in for one that cannot be read.
         shuffle_buffer_size (`int`): Number of images of a stream among which the next one is drawn; 0 for its own
-                order.
+            order.
         images_per_epoch (`int`, *optional*): Number of images that counts as an epoch of a stream.
     """
 
-    dataset: "Dataset | IterableDataset"
+    dataset: ImageSet | ImageStream
     resolution: int
     channels: int
     center_crop: bool = True
@@ -68,27 +128,34 @@ class TrainingImages(torch.utils.data.Dataset):
     shuffle_buffer_size: int = 1000
     images_per_epoch: int | None = None
 
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Item:
+        """The item of an index, or of (index, draw): see [`load`]. A stream has none."""
+        index, draw = item if isinstance(item, tuple) else (item, item)
+        return self.load(draw, self.candidates(index))
+
+    def candidates(self, index: int) -> Iterator[StoredImage]:
+        """The image of an index, and those that may stand in for it."""
+        return (self.dataset[(index + spare) % len(self)] for spare in range(SPARE_IMAGES + 1))
+
+    @property
+    def is_streamed(self) -> bool:
+        return isinstance(self.dataset, ImageStream)
+
     @property
     def class_names(self) -> list[str]:
         """What the classes are called, in the order of their labels."""
-        return self.dataset.features["label"].names
+        return self.dataset.class_names
 
     @property
     def num_images(self) -> int | None:
         """Number of images in an epoch; None if it is not known, of a stream."""
-        return self.images_per_epoch if is_streamed(self.dataset) else len(self.dataset)
+        return self.images_per_epoch if self.is_streamed else len(self.dataset)
 
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor | int]:
-        """As [`load`]."""
-        index, draw = item if isinstance(item, tuple) else (item, item)
-        candidates = ((index + spare) % len(self) for spare in range(SPARE_IMAGES + 1))
-        return self.load(draw, ((number, self.dataset[number]) for number in candidates))
-
-    def load(self, draw: int, rows: Iterable[tuple[int, Row]]) -> dict[str, torch.Tensor | int]:
-        """The item of a draw, from the first of the numbered rows whose image can be read.
+    def load(self, draw: int, candidates: Iterable[StoredImage]) -> Item:
+        """The item of a draw, from the first of the images that can be read.
 
         Returns:
             `clean_images` (C, H, W) float32 in [-1, 1], `class_labels` and `draws` int. With `low_res_size` also
@@ -96,13 +163,13 @@ class TrainingImages(torch.utils.data.Dataset):
             also `bad_images`: whether another image had to stand in.
 
         Raises:
-            InputError: if an image cannot be read and bad ones are not skipped, or all of the rows are bad; or if the
-                label is not one of the classes'.
+            InputError: if an image cannot be read and bad ones are not skipped, or all of them are bad; or if the label
+                is not one of the classes'.
         """
         is_bad = False
-        for number, row in rows:
+        for stored in candidates:
             try:
-                image = load_image(encoded_image(row), self.channels, row_name(row, number))
+                image = stored.load(self.channels)
             except InputError as error:
                 fault = str(error)
                 if not self.skip_bad_images:
@@ -110,17 +177,17 @@ class TrainingImages(torch.utils.data.Dataset):
                 warnings.warn(fault, stacklevel=2)
                 is_bad = True
             else:
-                item = self._preprocess(image, self._label(row, number), draw)
+                item = self._preprocess(image, self._label(stored), draw)
                 return {**item, "bad_images": is_bad} if self.skip_bad_images else item
         raise InputError(f"None of {SPARE_IMAGES + 1} images in a row can be read; the last: {fault}")
 
-    def _label(self, row: Row, number: int) -> int:
-        label, num_classes = row["label"], len(self.class_names)
-        if label is None or not 0 <= label < num_classes:
-            raise InputError(f"{row_name(row, number)} has the label {label}, which is none of 0..{num_classes - 1}.")
-        return label
+    def _label(self, stored: StoredImage) -> int:
+        num_classes = len(self.class_names)
+        if stored.label is None or not 0 <= stored.label < num_classes:
+            raise InputError(f"{stored.name} has the label {stored.label}, which is none of 0..{num_classes - 1}.")
+        return stored.label
 
-    def _preprocess(self, image: Image.Image, label: int, draw: int) -> dict[str, torch.Tensor | int]:
+    def _preprocess(self, image: Image.Image, label: int, draw: int) -> Item:
         rng = np.random.default_rng([self.seed, draw])
         image = resize_and_crop(image, self.resolution, self.center_crop, rng)
         if self.random_flip and rng.random() < 0.5:
@@ -157,15 +224,29 @@ class EndlessSampler(Sampler[tuple[int, int]]):
 
 
 @dataclass
-class ImageStream(torch.utils.data.IterableDataset):
-    """Yields the rows of a streamed dataset, not yet decoded, each as [`TrainingImages.load`] takes it: (draw, rows).
+class SetDraws(torch.utils.data.Dataset):
+    """[`Draw`]s of an [`ImageSet`], asked for by (index, draw)."""
 
-    The first of the rows is the draw's own; if bad images are skipped, those that follow it in the stream are the ones
-    that may stand in. So a draw has the same image wherever the stream is entered: what comes before has no say.
+    images: TrainingImages
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: tuple[int, int]) -> Draw:
+        index, draw = item
+        return draw, self.images.candidates(index)
+
+
+@dataclass
+class StreamDraws(torch.utils.data.IterableDataset):
+    """Yields the [`Draw`]s of an [`ImageStream`].
+
+    If bad images are skipped, those that follow a draw's own in the stream may stand in. So a draw has the same image
+    wherever the stream is entered: what comes before has no say.
 
     Args:
-        images (`TrainingImages`): Of a streamed dataset.
-        first_draw (`int`): Where to begin. The rows before it in the epoch are read again and passed over (of earlier
+        images (`TrainingImages`): Of a stream.
+        first_draw (`int`): Where to begin. The images before it in the epoch are read again and passed over (of earlier
             epochs one is read, for their length), for the order follows from what was read.
         endless (`bool`): Every epoch in another order, one after the other; or else one epoch in the stream's own.
     """
@@ -174,52 +255,59 @@ class ImageStream(torch.utils.data.IterableDataset):
     first_draw: int = 0
     endless: bool = True
 
-    def __iter__(self) -> Iterator[tuple[int, list[tuple[int, Row]]]]:
+    def __iter__(self) -> Iterator[Draw | InputError]:
+        try:
+            yield from self._draws()
+        except InputError as error:
+            if get_worker_info() is None:
+                raise
+            yield from itertools.repeat(error)  # for every process that shares the stream; see `BatchCollator`
+
+    def _draws(self) -> Iterator[Draw]:
         num_spares = SPARE_IMAGES if self.images.skip_bad_images else 0
         window = deque()
-        for numbered in itertools.chain(self._numbered_rows(), itertools.repeat(None, num_spares)):
+        for numbered in itertools.chain(self._numbered_images(), itertools.repeat(None, num_spares)):
             window.append(numbered)
             if len(window) > num_spares:
                 draw, _ = window[0]
-                yield draw, [candidate for candidate in window if candidate is not None]
+                yield draw, [candidate[1] for candidate in window if candidate is not None]
                 window.popleft()
 
-    def _numbered_rows(self) -> Iterator[tuple[int, Row]]:
+    def _numbered_images(self) -> Iterator[tuple[int, StoredImage]]:
         draw, epoch = 0, 0
         while True:
             epoch_begin = draw
-            with reading("The stream"):
-                for row in self._epoch_rows(epoch):
-                    if draw >= self.first_draw:
-                        yield draw, row
-                    draw += 1
+            for stored in self._epoch(epoch):
+                if draw >= self.first_draw:
+                    yield draw, stored
+                draw += 1
             length = draw - epoch_begin
             if length == 0:
-                raise InputError("The stream holds no images.")
+                raise InputError(f"{self.images.dataset.source} holds no images.")
             if not self.endless:
                 return
             whole_epochs = max(self.first_draw - draw, 0) // length
             draw += whole_epochs * length
             epoch += 1 + whole_epochs
 
-    def _epoch_rows(self, epoch: int) -> Iterator[Row]:
-        """The rows once. In an order of the epoch's own, the shards are put in another order, and rows go through a
+    def _epoch(self, epoch: int) -> Iterator[StoredImage]:
+        """The images once. In an order of the epoch's own, the shards are put in another order, and images go through a
         buffer. (`IterableDataset.shuffle` gives another order where a process loads images than where none does.)
         """
-        dataset, buffer_size = self.images.dataset, self.images.shuffle_buffer_size
+        stream, buffer_size = self.images.dataset, self.images.shuffle_buffer_size
         if not (self.endless and buffer_size):
-            yield from dataset
+            yield from stream
             return
         rng = np.random.default_rng([self.images.seed, epoch])
         buffer = []
-        for shard in rng.permutation(dataset.num_shards):
-            for row in dataset.shard(dataset.num_shards, int(shard)):
+        for shard in rng.permutation(stream.num_shards):
+            for stored in stream.shard(int(shard)):
                 if len(buffer) < buffer_size:
-                    buffer.append(row)
+                    buffer.append(stored)
                     continue
                 place = int(rng.integers(buffer_size))
                 yield buffer[place]
-                buffer[place] = row
+                buffer[place] = stored
         for place in rng.permutation(len(buffer)):
             yield buffer[place]
 
@@ -228,65 +316,78 @@ class ImageStream(torch.utils.data.IterableDataset):
 
 
 @dataclass
-class StreamCollator:
-    """Decodes the rows that an [`ImageStream`] yields, and makes a batch of them.
+class BatchCollator:
+    """Decodes the images of draws, and makes a batch of them; where that fails in a worker, the batch is the error.
 
-    A process of several keeps its share of the rows before it comes to this, and decodes no others.
+    A process of several keeps its share of the draws before it comes to this, and decodes no others.
     """
 
     images: TrainingImages
-    num_threads: int
+    num_threads: int = 0
 
-    def __call__(self, drawn: list[tuple[int, list[tuple[int, Row]]]]) -> dict[str, torch.Tensor]:
-        if self.num_threads < 2:
-            return default_collate([self.images.load(*one) for one in drawn])
-        with ThreadPoolExecutor(self.num_threads) as pool:
-            return default_collate(list(pool.map(lambda one: self.images.load(*one), drawn)))
+    def __call__(self, draws: list[Draw | InputError]) -> dict[str, torch.Tensor] | InputError:
+        try:
+            if self.num_threads < 2:
+                return default_collate([self._load(draw) for draw in draws])
+            with ThreadPoolExecutor(self.num_threads) as pool:
+                return default_collate(list(pool.map(self._load, draws)))
+        except InputError as error:
+            if get_worker_info() is None:
+                raise
+            return error  # raised in a worker, it would come out as a text with the worker's traceback
+
+    def _load(self, draw: Draw | InputError) -> Item:
+        if isinstance(draw, InputError):
+            raise draw
+        return self.images.load(*draw)
 
 
-def stream_loader(stream: ImageStream, batch_size: int, num_workers: int) -> DataLoader:
-    """Batches of a stream, which one process reads, so that it is read once and in order, and `num_workers` threads of
-    it decode. With 0 workers both happen where the batch is asked for.
-    """
-    return DataLoader(
-        stream,
-        batch_size=batch_size,
-        num_workers=min(num_workers, 1),
-        collate_fn=StreamCollator(stream.images, num_workers),
-        pin_memory=torch.cuda.is_available(),
-    )
+def raise_errors(batches: Iterable[dict[str, torch.Tensor] | InputError]) -> Iterator[dict[str, torch.Tensor]]:
+    """The batches of a [`training_loader`]; an error that a worker sent in place of one is raised."""
+    for batch in batches:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
 
 
 def training_loader(images: TrainingImages, batch_size: int, first_draw: int, num_workers: int) -> DataLoader:
-    """Endless batches, starting at a draw."""
-    if is_streamed(images.dataset):
-        return stream_loader(ImageStream(images, first_draw), batch_size, num_workers)
+    """Endless batches, starting at a draw, for [`raise_errors`].
+
+    One process reads a stream, so that it is read once and in order, and `num_workers` threads of it decode.
+    """
+    options = {"batch_size": batch_size, "pin_memory": torch.cuda.is_available()}
+    if images.is_streamed:
+        collator = BatchCollator(images, num_threads=num_workers)
+        return DataLoader(
+            StreamDraws(images, first_draw), num_workers=min(num_workers, 1), collate_fn=collator, **options
+        )
     sampler = EndlessSampler(len(images), images.seed, first_draw)
     return DataLoader(
-        images, batch_size=batch_size, sampler=sampler, num_workers=num_workers, pin_memory=torch.cuda.is_available()
+        SetDraws(images), sampler=sampler, num_workers=num_workers, collate_fn=BatchCollator(images), **options
     )
 
 
 def evaluation_loader(images: TrainingImages, batch_size: int) -> DataLoader:
-    """Every image once, in order."""
-    if is_streamed(images.dataset):
-        return stream_loader(ImageStream(images, endless=False), batch_size, num_workers=0)
-    return DataLoader(images, batch_size=batch_size)
+    """Every image once, in order; an item's draw is its place."""
+    if images.is_streamed:
+        return DataLoader(StreamDraws(images, endless=False), batch_size, collate_fn=BatchCollator(images))
+    in_order = [(index, index) for index in range(len(images))]
+    return DataLoader(SetDraws(images), batch_size, sampler=in_order, collate_fn=BatchCollator(images))
 
 
-def examples_by_class(images: TrainingImages, num_classes: int, per_class: int) -> list[list[dict]]:
+def examples_by_class(images: TrainingImages, num_classes: int, per_class: int) -> list[list[Item]]:
     """Items of the first images of the first classes, fewer where there are not so many.
 
     Of a stream, only the beginning is searched.
     """
-    found = [[] for _ in range(num_classes)]
-    if is_streamed(images.dataset):
-        for drawn in itertools.islice(ImageStream(images, endless=False), SEARCHED_IMAGES):
-            label = drawn[1][0][1]["label"]
-            if label < num_classes and len(found[label]) < per_class:
-                found[label].append(drawn)
-        return [[images.load(*drawn) for drawn in of_class] for of_class in found]
-    labels = np.asarray(images.dataset["label"])
+    if images.is_streamed:
+        found = [[] for _ in range(num_classes)]
+        for draw, candidates in itertools.islice(StreamDraws(images, endless=False), SEARCHED_IMAGES):
+            label = candidates[0].label
+            if label in range(num_classes) and len(found[label]) < per_class:
+                found[label].append((draw, candidates))
+        return [[images.load(*draw) for draw in of_class] for of_class in found]
+    labels = images.dataset.labels
     return [
         [images[index] for index in np.flatnonzero(labels == label)[:per_class].tolist()]
         for label in range(num_classes)

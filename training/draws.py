@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from diffusers_cg.diffusion import TimestepSampler, augment_low_res
-from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.diffusion import TimestepSampler, augment_low_res, seeded_generator
 
 
 LOW_RES_STREAM = 1  # of a draw's random numbers, beside the one of its timestep and noise

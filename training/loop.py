@@ -24,7 +24,7 @@ from diffusers_cg.hub.publishing import push_folder
 from diffusers_cg.training.arguments import TIMESTEP_SAMPLERS, accumulation_steps, resumed_settings
 from diffusers_cg.training.averages import WeightAverages
 from diffusers_cg.training.checkpoints import Checkpoints
-from diffusers_cg.training.data import TrainingImages, training_loader
+from diffusers_cg.training.data import TrainingImages, raise_errors, training_loader
 from diffusers_cg.training.draws import draw_timesteps_and_noise
 from diffusers_cg.training.run_facts import run_facts, write_facts
 from diffusers_cg.training.step_values import StepValues, gather_step, step_means
@@ -260,7 +260,7 @@ class TrainingLoop:
                 num_workers=self.args.dataloader_num_workers,
             )
         )
-        batches = iter(loader)
+        batches = raise_errors(loader)
         if self.global_step > 0:
             # a loader draws a seed when it starts; the checkpoint's random numbers already count that draw
             with torch.random.fork_rng():

@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
-from diffusers_cg.data.sources import checked_images, is_streamed, load_image_folder, load_training_dataset
+from diffusers_cg.data import ImageSet, ImageStream, open_folder
 from diffusers_cg.diffusion import UniformSampler
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.training.arguments import (
@@ -30,16 +29,13 @@ from diffusers_cg.training.arguments import (
     image_arguments,
     trunk_arguments,
 )
-from diffusers_cg.training.data import TrainingImages, evaluation_loader
+from diffusers_cg.training.data import TrainingImages, checked_images, evaluation_loader, open_training_images
 from diffusers_cg.training.draws import draw_timesteps_and_noise
 from diffusers_cg.training.initial_model import start_from, take_architecture
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 from diffusers_cg.training.parser import RecipeParser
 from diffusers_cg_cli.command import command
 
-
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
 
 NOISE_LEVELS = 10
 
@@ -75,8 +71,8 @@ def make_classifier(args: argparse.Namespace, class_names: Sequence[str]) -> Noi
 
 
 def checked_splits(
-    args: argparse.Namespace, dataset: "Dataset | IterableDataset"
-) -> tuple["Dataset | IterableDataset", "Dataset | IterableDataset | None"]:
+    args: argparse.Namespace, dataset: ImageSet | ImageStream
+) -> tuple[ImageSet | ImageStream, ImageSet | ImageStream | None]:
     """Of the training dataset, the images to train on, and those to validate on (None if there are to be none).
 
     Raises:
@@ -84,18 +80,18 @@ def checked_splits(
     """
     validation = None
     if args.validation_data_dir is not None:
-        validation = load_image_folder(args.validation_data_dir)
+        validation = open_folder(args.validation_data_dir, "required")
     elif args.validation_split is not None:
-        validation = load_training_dataset(args, args.validation_split, dataset.features["label"].names)
+        validation = open_training_images(args, split=args.validation_split, class_names=dataset.class_names)
     if validation is not None:
-        if validation.features["label"] != dataset.features["label"]:
+        if validation.class_names != dataset.class_names:
             where = args.validation_data_dir or f"Split {args.validation_split}"
             raise InputError(f"{where} and the training images do not hold the same classes.")
         return checked_images(dataset, args), checked_images(validation, args)
     train = checked_images(dataset, args)
     if args.validation_fraction == 0:
         return train, None
-    if is_streamed(train):
+    if isinstance(train, ImageStream):
         raise InputError(
             "Of a stream no fraction can be held out: pass --validation_split or --validation_data_dir, or "
             "--validation_fraction 0 to measure no accuracy."
@@ -106,15 +102,14 @@ def checked_splits(
             f"--validation_fraction {args.validation_fraction} of {len(train)} images leaves nothing to train or to "
             "validate on: choose another, or 0."
         )
-    splits = train.train_test_split(test_size=held_out, seed=args.seed)
-    return splits["train"], splits["test"]
+    return train.split(held_out, args.seed)
 
 
 @command
 def main(args: argparse.Namespace) -> None:
     check_training_arguments(args)
-    dataset = load_training_dataset(args)
-    class_names = dataset.features["label"].names
+    dataset = open_training_images(args)
+    class_names = dataset.class_names
     accelerator = make_accelerator(args)
     pretrained = take_architecture(args, NoisyClassifierModel)
     classifier = make_classifier(args, class_names)

@@ -33,7 +33,6 @@ from diffusers_cg import (
     NoisyClassifierModel,
 )
 from diffusers_cg.data.grids import image_grid
-from diffusers_cg.data.sources import checked_images, load_training_dataset
 from diffusers_cg.diffusion import LossType, resolve_loss_type, to_ddim_scheduler, training_losses
 from diffusers_cg.errors import InputError
 from diffusers_cg.training.arguments import (
@@ -44,7 +43,7 @@ from diffusers_cg.training.arguments import (
     image_arguments,
     trunk_arguments,
 )
-from diffusers_cg.training.data import TrainingImages, examples_by_class
+from diffusers_cg.training.data import TrainingImages, checked_images, examples_by_class, open_training_images
 from diffusers_cg.training.draws import draw_low_res_augmentation
 from diffusers_cg.training.initial_model import start_from, take_architecture
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
@@ -185,8 +184,8 @@ def main(args: argparse.Namespace) -> None:
     check_training_arguments(args)
     check_upsampling_arguments(args)
     resolve_loss_arguments(args)
-    dataset = load_training_dataset(args, needs_labels=args.class_conditional)
-    class_names = dataset.features["label"].names
+    dataset = open_training_images(args, labels="required" if args.class_conditional else "optional")
+    class_names = dataset.class_names
     accelerator = make_accelerator(args)
     upsamples = args.low_res_size is not None
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from tyro.conf import Positional
 
 from diffusers_cg_cli.settings import Settings
-from diffusers_cg_cli.shared import exclusive, given
+from diffusers_cg_cli.shared import exclusive
 
 
 class PushSettings(Settings):
@@ -53,10 +53,18 @@ class PushSettings(Settings):
 
 
 def run(settings: PushSettings) -> None:
-    from diffusers_cg.hub.publishing import Extras, push_folder
+    from diffusers_cg.hub.publishing import push_folder
 
-    private = settings.private or (False if settings.public else None)
-    known = given(license=settings.license, datasets=settings.datasets, base_model=settings.base_model)
-    extras = Extras(settings.with_code, settings.grid, settings.report, known)
-    commit = push_folder(settings.folder, settings.name, private, settings.token, extras)
+    commit = push_folder(
+        settings.folder,
+        settings.name,
+        private=settings.private or (False if settings.public else None),
+        token=settings.token,
+        with_code=settings.with_code,
+        grid=settings.grid,
+        report=settings.report,
+        license=settings.license,
+        datasets=settings.datasets,
+        base_model=settings.base_model,
+    )
     print(f"Published {commit.commit_url}.")

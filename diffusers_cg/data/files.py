@@ -1,4 +1,4 @@
-"""Folders that are complete or absent: written beside their place, then renamed into it."""
+"""Files of a folder; and folders that are complete or absent: written beside their place, then renamed into it."""
 
 import errno
 import os
@@ -6,6 +6,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def list_files(directory: Path) -> list[Path]:
+    """All files below a folder, sorted; hidden ones and those in hidden folders are left out."""
+    return [
+        file
+        for file in sorted(directory.rglob("*"))
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(directory).parts)
+    ]
 
 
 @contextmanager

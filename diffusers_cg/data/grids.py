@@ -6,7 +6,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 
-GRID_FILE = "grid.png"  # of a folder of samples, beside them
 BACKGROUND = 255
 INK = 40
 

@@ -1,69 +1,67 @@
-"""Images as they come from files: found, decoded, converted and cropped as the models see them."""
+"""One image: read from wherever it is kept, converted, cropped, and taken to tensors and back to 8 bits."""
 
+import io
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from diffusers_cg.data.grids import GRID_FILE
-from diffusers_cg.errors import InputError
+from diffusers_cg.errors import InputError, import_extra
 
 
-# what lies on top of a folder of samples, beside the images
-SETTINGS_FILE, NPZ_FILE = "sampling.json", "samples.npz"
-BESIDE_SAMPLES = (GRID_FILE, SETTINGS_FILE, NPZ_FILE)
+Content = str | Path | bytes | np.ndarray
+"""What an image is read from: a file by its path or URL, the bytes of one, or pixels (H, W, C) uint8."""
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # what PIL's decoders raise on damaged files
 DECODING_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 
 
-def list_files(directory: Path) -> list[Path]:
-    """All files below a folder, sorted; hidden ones and those in hidden folders are left out."""
-    return [
-        file
-        for file in sorted(directory.rglob("*"))
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(directory).parts)
-    ]
+def read_bytes(content: str | Path | bytes) -> bytes:
+    """The bytes of an image file."""
+    if isinstance(content, bytes):
+        return content
+    if "://" in str(content):
+        with import_extra("fsspec", "train").open(content, "rb") as file:
+            return file.read()
+    return Path(content).read_bytes()
 
 
-def list_images(directory: Path) -> list[Path]:
-    """[`list_files`], without what `diffusers-cg sample` puts on top of a folder, beside the images."""
-    beside = {directory / name for name in BESIDE_SAMPLES}
-    return [file for file in list_files(directory) if file not in beside]
+def open_image(content: Content) -> Image.Image:
+    """PIL's image of what it is kept in; a file is not decoded yet. Raises one of `DECODING_ERRORS` where it is none."""
+    if isinstance(content, np.ndarray):
+        return Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content)
+    if isinstance(content, bytes) or "://" in str(content):
+        content = io.BytesIO(read_bytes(content))
+    return Image.open(content)
 
 
-def list_class_folders(directory: Path) -> list[Path]:
-    """The subfolders of a folder of classes, in the order of the classes' numbers; hidden ones are left out."""
-    return sorted(entry for entry in directory.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def image_fault(file: str | Path | BinaryIO) -> str | None:
-    """Why a file, or what was read of one, cannot be read as an image; None if it can."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-    except DECODING_ERRORS as error:
-        return _describe(error)
-    return None
-
-
-def load_image(file: str | Path | BinaryIO, channels: int, name: str | None = None) -> Image.Image:
-    """Reads a file, or what was read of one, turned upright, by [`convert_channels`].
+def load_image(content: Content, channels: int, name: str | None = None) -> Image.Image:
+    """Decodes an image, turns it upright, and converts it by [`convert_channels`].
 
     Raises:
         InputError: if it cannot be read as an image; the sentence calls it `name`, or else by its path.
     """
     try:
-        with Image.open(file) as opened:
+        with open_image(content) as opened:
             return convert_channels(ImageOps.exif_transpose(opened), channels)
     except DECODING_ERRORS as error:
-        raise InputError(f"{name or file} cannot be read as an image: {_describe(error)}.") from error
+        raise InputError(f"{name or content} cannot be read as an image: {describe_fault(error)}.") from error
 
 
-def _describe(error: Exception) -> str:
+def image_fault(content: Content) -> str | None:
+    """Why something cannot be read as an image; None if it can."""
+    try:
+        with open_image(content) as image:
+            image.load()
+    except DECODING_ERRORS as error:
+        return describe_fault(error)
+    return None
+
+
+def describe_fault(error: Exception) -> str:
+    """What one of `DECODING_ERRORS` says of an image."""
     return "not an image" if isinstance(error, Image.UnidentifiedImageError) else f"damaged: {error}"
 
 
@@ -97,7 +95,22 @@ def resize_and_crop(
     return image.crop((left, top, left + resolution, top + resolution))
 
 
+def downscale(image: Image.Image, side: int) -> Image.Image:
+    """The low-resolution version of a square image, in 8 bits as a user would have it.
+
+    Every pixel is the mean of those that it covers (box filter) where `side` divides the image's, as for the paper's
+    upsamplers; otherwise the filter is PIL's bicubic one, widened so that nothing aliases.
+    """
+    resample = Image.Resampling.BICUBIC if image.width % side else Image.Resampling.BOX
+    return image.resize((side, side), resample)
+
+
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """An image of 8 bits as (C, H, W) float32 in [-1, 1]."""
     pixels = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1)
     return torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1)
+
+
+def to_uint8(sample: torch.Tensor) -> np.ndarray:
+    """Images (B, C, H, W) in [-1, 1] as (B, H, W, C) uint8: truncated, not rounded, as the paper's were."""
+    return ((sample + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -9,10 +9,10 @@ import torch
 
 from diffusers_cg.errors import InputError, MissingExtraError, import_extra
 from diffusers_cg.evaluation.features import Features
-from diffusers_cg.models.openai_checkpoint import read_state_dict
+from diffusers_cg.evaluation.metrics import INCEPTION
+from diffusers_cg.models.openai_files import read_state_dict
 
 
-INCEPTION = "inception"
 SPATIAL_CHANNELS = 7
 
 
@@ -33,7 +33,7 @@ class InceptionFeatures:
 
     Raises:
         MissingExtraError: if torch-fidelity is not installed.
-        ValueError: if it cannot be imported here, or the weights cannot be had or are others.
+        InputError: if it cannot be imported here, or the weights cannot be had or are others.
     """
 
     name = INCEPTION

@@ -12,8 +12,7 @@ from PIL import Image
 from processes import run_here
 
 from diffusers_cg import ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline, GaussianDiffusion
-from diffusers_cg.diffusion import bits_per_dimension
-from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.diffusion import bits_per_dimension, seeded_generator
 
 
 STEPS = 12

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from tiny import with_weights
 
 from diffusers_cg import GaussianDiffusion
-from diffusers_cg.data.sources import load_image_folder
+from diffusers_cg.data import open_folder
 from diffusers_cg.training import train_unet
 from diffusers_cg.training.data import TrainingImages
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
@@ -59,10 +59,10 @@ def record(rank: int, num_processes: int, port: int, data_dir: Path, output_dir:
         accelerator.scaler = torch.amp.GradScaler(
             accelerator.device.type, init_scale=2.0**40, backoff_factor=2.0**-30, growth_interval=2
         )
-    dataset = load_image_folder(data_dir)
+    dataset = open_folder(data_dir, "required")
     images = TrainingImages(dataset, args.resolution, args.channels)
     # no layer at zero, so that gradients reach them all
-    unet = with_weights(train_unet.make_unet(args, dataset.features["label"].names))
+    unet = with_weights(train_unet.make_unet(args, dataset.class_names))
     diffusion = GaussianDiffusion(torch.linspace(1e-3, 0.5, NUM_TIMESTEPS))
 
     def loss_function(model, batch, timesteps, noise):

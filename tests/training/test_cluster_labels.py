@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 from processes import run_command
 
-from diffusers_cg.data.images import list_class_folders, list_files, load_image
-from diffusers_cg.data.sources import load_image_folder
+from diffusers_cg.data import open_folder
+from diffusers_cg.data.files import list_files
+from diffusers_cg.data.sources import class_folders
 from diffusers_cg.errors import InputError
 from diffusers_cg.training.cluster_labels import (
+    ClusterSettings,
     FeatureSettings,
     extract_features,
     find_centers,
@@ -93,31 +95,31 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_image_comes_into_one_cluster_and_the_training_scripts_read_them(unlabelled, labelled):
-    dataset = load_image_folder(labelled)
-    assert dataset.features["label"].names == ["cluster_0", "cluster_1", "cluster_2"]
-    found = [Path(path).relative_to(labelled) for path in [image["path"] for image in dataset["image"]]]
+    images = open_folder(labelled, "required")
+    assert images.class_names == ["cluster_0", "cluster_1", "cluster_2"]
+    found = [Path(image.name).relative_to(labelled) for image in images]
     back = {str(Path(*path.parts[1:])): (labelled / path).read_bytes() for path in found}
     assert back == contents(unlabelled)
     assert len(found) == len(back) == 36
 
 
 def test_clusters_are_digits(labelled):
-    for folder in list_class_folders(labelled):
+    for folder in class_folders(labelled):
         digits = [int(file.stem.split("_")[1]) for file in list_files(folder)]
         assert np.bincount(digits).max() >= 0.75 * len(digits)
 
 
 def test_what_is_written_beside_the_clusters(labelled):
     facts = json.loads((labelled / "clusters.json").read_text())
-    sizes = [len(list_files(folder)) for folder in list_class_folders(labelled)]
+    sizes = [len(list_files(folder)) for folder in class_folders(labelled)]
     assert list(facts["sizes"].values()) == sizes == sorted(sizes, reverse=True)
     assert facts["num_images"] == 36
     settings, centers = load_clusters(labelled)
     assert settings == PIXELS
-    for center, folder in zip(centers, list_class_folders(labelled)):  # k-means has come to rest
-        features = extract_features(list_files(folder), settings)
+    for center, folder in zip(centers, class_folders(labelled)):  # k-means has come to rest
+        features = extract_features(open_folder(folder), settings)
         np.testing.assert_allclose(features.mean(axis=0), center, atol=1e-5)
-    features = extract_features([file for f in list_class_folders(labelled) for file in list_files(f)], settings)
+    features = extract_features(open_folder(labelled, "required"), settings)
     distances = np.linalg.norm(features[:, None] - centers, axis=-1).min(axis=1)
     assert facts["inertia"] == pytest.approx((distances**2).sum(), rel=1e-4)
     with Image.open(labelled / "clusters.png") as sheet:
@@ -133,7 +135,7 @@ def test_further_images_are_put_into_the_clusters_of_an_earlier_run(cluster, unl
     few = tmp_path / "few"
     few.mkdir()
     known = {
-        file.relative_to(folder): folder.name for folder in list_class_folders(labelled) for file in list_files(folder)
+        file.relative_to(folder): folder.name for folder in class_folders(labelled) for file in list_files(folder)
     }
     for file in list(known)[::5]:
         shutil.copy(unlabelled / file, few / str(file).replace("/", "-"))
@@ -154,7 +156,7 @@ def test_a_cluster_without_further_images_is_named(cluster, unlabelled, labelled
 @pytest.mark.parametrize("how", ["hardlink", "symlink", "copy"])
 def test_how_images_come_into_the_clusters(cluster, unlabelled, tmp_path, how):
     cluster(tmp_path / "labelled", files=how)
-    files = [file for folder in list_class_folders(tmp_path / "labelled") for file in list_files(folder)]
+    files = [file for folder in class_folders(tmp_path / "labelled") for file in list_files(folder)]
     for file in files:
         source = unlabelled / Path(*file.relative_to(tmp_path / "labelled").parts[1:])
         assert file.is_symlink() == (how == "symlink")
@@ -208,9 +210,9 @@ def save_tiny(folder: Path, kind: str) -> torch.nn.Module:
 )
 def test_features_are_the_last_layer_of_any_vision_model(unlabelled, tmp_path, kind, pooling):
     network = save_tiny(tmp_path / kind, kind)
-    files = list_files(unlabelled)[:5]
-    features = extract_features(files, FeatureSettings("model", str(tmp_path / kind), pooling), batch_size=2)
-    pixels = [np.asarray(load_image(file, 3).resize((32, 32), Image.Resampling.BILINEAR)) for file in files]
+    images = open_folder(unlabelled).select(range(5))
+    features = extract_features(images, FeatureSettings("model", str(tmp_path / kind), pooling), batch_size=2)
+    pixels = [np.asarray(image.load(3).resize((32, 32), Image.Resampling.BILINEAR)) for image in images]
     inputs = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         hidden = getattr(network, "vision_model", network)(pixel_values=inputs).last_hidden_state
@@ -224,7 +226,7 @@ def test_features_are_the_last_layer_of_any_vision_model(unlabelled, tmp_path, k
 def test_clusters_by_a_vision_model(cluster, tmp_path):
     save_tiny(tmp_path / "vit", "vit")
     cluster(tmp_path / "labelled", features=None, model=tmp_path / "vit")
-    assert sum(len(list_files(folder)) for folder in list_class_folders(tmp_path / "labelled")) == 36
+    assert sum(len(list_files(folder)) for folder in class_folders(tmp_path / "labelled")) == 36
     settings, centers = load_clusters(tmp_path / "labelled")
     assert settings == FeatureSettings("model", model=str(tmp_path / "vit"), pooling="mean")
     assert centers.shape == (3, 16)
@@ -239,9 +241,21 @@ def test_a_folder_that_holds_no_model(refused, unlabelled):
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
-def test_numbers_that_cannot_be_meant(refused, tmp_path):
-    assert refused(num_clusters=1) == "--num_clusters must be at least 2, got 1."
-    assert refused(batch_size=0) == "--batch_size must be at least 1, got 0."
+@pytest.mark.parametrize(("name", "value"), [("num_clusters", 1), ("batch_size", 0), ("pixels_size", 0)])
+def test_settings_out_of_bounds(tmp_path, name, value):
+    settings = {"image_dir": tmp_path / "images", "output_dir": tmp_path / "labelled", "num_clusters": 3}
+    with pytest.raises(InputError, match=f"^--{name}.* got {value}.$"):
+        ClusterSettings(**{**settings, name: value})
+
+
+def test_a_number_of_clusters_or_earlier_ones(tmp_path):
+    settings = {"image_dir": tmp_path / "images", "output_dir": tmp_path / "labelled"}
+    for both_or_none in ({}, {"num_clusters": 3, "clusters_from": tmp_path}):
+        with pytest.raises(InputError, match="Pass one of --num_clusters and --clusters_from."):
+            ClusterSettings(**settings, **both_or_none)
+
+
+def test_images_that_are_not_there(refused, tmp_path):
     assert "holds 36 files, too few for 37 clusters" in refused(num_clusters=37)
     assert "There is no folder" in refused(image_dir=tmp_path / "nowhere")
 

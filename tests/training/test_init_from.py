@@ -8,7 +8,7 @@ from reference import rule_state_dict
 from safetensors.torch import load_file
 
 from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
-from diffusers_cg.models.openai_checkpoint import RELEASED_CHECKPOINTS
+from diffusers_cg.models.presets import PRESETS
 
 
 FROM_CHECKPOINT = {
@@ -100,7 +100,7 @@ def test_openai_s_64x64_model_for_37_classes_and_one_channel():
     from diffusers_cg.models import with_replaced
 
     with torch.device("meta"):
-        model = ADMUNet2DModel(**RELEASED_CHECKPOINTS["64x64_diffusion"].arguments)
+        model = ADMUNet2DModel(**PRESETS["64x64_diffusion"].architecture)
         new, replaced = with_replaced(model, num_class_embeds=37, in_channels=1, out_channels=2)
     assert [str(parameter) for parameter in replaced] == [
         "conv_in.weight (192, 1, 3, 3) starts anew, was (192, 3, 3, 3)",

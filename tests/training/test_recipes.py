@@ -11,7 +11,7 @@ from reference import DATA
 
 from diffusers_cg import DIGITS
 from diffusers_cg.errors import InputError
-from diffusers_cg.models.openai_checkpoint import RELEASED_CHECKPOINTS
+from diffusers_cg.models.presets import PRESETS
 from diffusers_cg.training import train_classifier, train_unet
 from diffusers_cg.training.arguments import accumulation_steps, check_training_arguments
 from diffusers_cg.training.parser import RECIPES, installed_recipes
@@ -59,9 +59,9 @@ def test_every_recipe_is_checked_here():
 @pytest.mark.parametrize("recipe", RELEASED)
 def test_model_of_a_recipe_is_the_released_one(recipe):
     args, model = build(recipe, num_classes=1000)
-    released = RELEASED_CHECKPOINTS[RELEASED[recipe]]
+    released = PRESETS[RELEASED[recipe]]
     config = {name: tuple(v) if isinstance(v, list) else v for name, v in model.config.items()}
-    expected = {"num_attention_heads": None, **released.arguments}
+    expected = {"num_attention_heads": None, **released.architecture}
     assert {name: config[name] for name in expected} == expected
     manifest = json.loads((DATA / "manifests" / f"{RELEASED[recipe]}.json").read_text())
     assert sum(parameter.numel() for parameter in model.parameters()) == manifest["parameters"]

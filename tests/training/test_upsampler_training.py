@@ -11,8 +11,9 @@ from PIL import Image
 from processes import Signal, run_command
 
 from diffusers_cg import ADMUNet2DModel, ClassifierGuidedSuperResolutionPipeline
-from diffusers_cg.data.sources import load_image_folder
-from diffusers_cg.training.data import TrainingImages, downscale
+from diffusers_cg.data import open_folder
+from diffusers_cg.data.images import downscale
+from diffusers_cg.training.data import TrainingImages
 from diffusers_cg.training.draws import draw_low_res_augmentation
 
 
@@ -40,7 +41,7 @@ def test_any_side_keeps_what_is_smooth(side):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_items_hold_the_same_picture_twice(few_digits, channels):
-    dataset = load_image_folder(few_digits)
+    dataset = open_folder(few_digits, "required")
     images = TrainingImages(dataset, 16, channels, center_crop=False, random_flip=True, low_res_size=4)
     plain = TrainingImages(dataset, 16, channels, center_crop=False, random_flip=True)
     for item in ((3, 40), (7, 41), (8, 42)):

@@ -1,0 +1,180 @@
+"""`.npz` files in the layout of OpenAI's reference batches: images as `arr_0`, their classes as `arr_1`, statistics."""
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from diffusers_cg.data.image_sets import (
+    ONLY_CLASS,
+    ArrayImages,
+    FeatureStatistics,
+    Labels,
+    Statistics,
+    check_array,
+    name_classes,
+)
+from diffusers_cg.errors import InputError
+
+
+IMAGES, LABELS = "arr_0", "arr_1"
+STATISTICS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+CHUNK = 1 << 22
+# what `zipfile` and NumPy raise on truncated and damaged files
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, KeyError, TypeError)
+
+
+class NpzImages(ArrayImages):
+    """The array `arr_0` of an `.npz`. Batches are read one by one; who asks for single images gets it into memory whole."""
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int, int],
+        labels: np.ndarray | None,
+        class_names: Sequence[str] | None,
+        statistics: Statistics,
+    ):
+        super(ArrayImages, self).__init__(str(path), labels, class_names, statistics)
+        self.path = path
+        self._shape = shape
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self._shape
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        return _read(self.path, IMAGES)
+
+    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        image_shape = self.shape[1:]
+        with _open_images(self.path) as member:
+            _read_header(member, self.path)
+            for start in range(0, len(self), batch_size):
+                count = min(batch_size, len(self) - start)
+                size = count * int(np.prod(image_shape))
+                try:
+                    data = member.read(size)
+                except DAMAGE as error:
+                    raise _damaged(self.path, error) from error
+                if len(data) < size:
+                    raise _damaged(self.path, "it ends early")
+                yield np.frombuffer(data, dtype=np.uint8).reshape(count, *image_shape)
+
+    def content_hash(self) -> str:
+        digest = hashlib.sha256()
+        with open(self.path, "rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+def open_npz(
+    path: Path,
+    labels: Labels = "ignored",
+    class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
+) -> NpzImages:
+    """Opens the images of an `.npz`.
+
+    Raises:
+        InputError: if it is damaged, holds no images or no labels where they are required, or in another layout.
+    """
+    names = _member_names(path)
+    if IMAGES not in names:
+        if set(STATISTICS["pool"]) <= names:
+            raise InputError(f"{path} holds statistics of features instead of images.")
+        raise InputError(f"{path} has no array {IMAGES} of images, only {', '.join(sorted(names)) or 'nothing'}.")
+    with _open_images(path) as member:
+        dtype, shape, fortran_order = _read_header(member, path)
+    shape = check_array(f"{IMAGES} of {path}", dtype, shape)
+    if fortran_order:
+        raise InputError(f"{IMAGES} of {path} is in Fortran order: save np.ascontiguousarray(images) instead.")
+    found = None
+    if labels == "required" or (labels == "optional" and LABELS in names):
+        found = _read_labels(path, names, shape[0])
+        class_names = name_classes(f"{LABELS} of {path}", found, None, class_names, num_classes)
+    elif labels == "optional":
+        found, class_names = np.zeros(shape[0], dtype=np.int64), [ONLY_CLASS]
+    return NpzImages(path, shape, found, None if found is None else class_names, _read_statistics(path, names))
+
+
+def open_statistics(path: Path) -> FeatureStatistics | None:
+    """The statistics of an `.npz` that holds no images; None of one that does, or holds neither.
+
+    Raises:
+        InputError: if it is damaged, or holds them in another layout.
+    """
+    names = _member_names(path)
+    if IMAGES in names or not set(STATISTICS["pool"]) <= names:
+        return None
+    return FeatureStatistics(str(path), _read_statistics(path, names))
+
+
+def _member_names(path: Path) -> set[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _open_images(path: Path) -> IO[bytes]:
+    with zipfile.ZipFile(path) as archive:  # the member keeps the file open until it is closed itself
+        return archive.open(f"{IMAGES}.npy")
+
+
+def _read_header(member: IO[bytes], path: Path) -> tuple[np.dtype, tuple[int, ...], bool]:
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    try:
+        shape, fortran_order, dtype = readers[np.lib.format.read_magic(member)](member)
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+    return dtype, shape, fortran_order
+
+
+def _read(path: Path, name: str, dtype: type | None = None) -> np.ndarray:
+    try:
+        with np.load(path) as arrays:
+            return np.asarray(arrays[name], dtype)
+    except (*DAMAGE, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_labels(path: Path, names: set[str], num_images: int) -> np.ndarray:
+    if LABELS not in names:
+        raise InputError(f"{path} has no array {LABELS} of labels: save it beside the images.")
+    labels = _read(path, LABELS)
+    if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{LABELS} of {path} must be ({num_images},) whole numbers, the labels of the images, got {labels.shape} of "
+            f"dtype {labels.dtype}."
+        )
+    return labels.astype(np.int64)
+
+
+def _read_statistics(path: Path, names: set[str]) -> Statistics:
+    statistics = {}
+    for kind, pair in STATISTICS.items():
+        if not set(pair) <= names:
+            continue
+        mean, covariance = (_read(path, name, np.float64) for name in pair)
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            raise InputError(
+                f"{pair[0]} and {pair[1]} of {path} must have the shapes (D,) and (D, D), got {mean.shape} and "
+                f"{covariance.shape}."
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise InputError(f"{pair[0]} and {pair[1]} of {path} hold values that are not finite.")
+        statistics[kind] = mean, covariance
+    return statistics
+
+
+def _damaged(path: Path, reason: object) -> InputError:
+    return InputError(f"{path} is no .npz, or is truncated or damaged ({reason}).")

@@ -1,0 +1,454 @@
+"""What the classifier-guided pipelines share: components, inputs, what the networks say of a sample, and the output."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import partial
+from typing import Literal
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+
+from diffusers_cg.diffusion import (
+    GaussianDiffusion,
+    Generators,
+    Prediction,
+    check_eta,
+    clip_range,
+    resolve_timesteps,
+)
+from diffusers_cg.errors import InputError
+from diffusers_cg.guidance import ClassifierGuidance, Guidance, GuidanceFunction, GuidanceSum, GuidedStep
+from diffusers_cg.models import NoisyClassifierModel
+from diffusers_cg.models.adm_trunk import height_and_width
+from diffusers_cg.pipelines.image_inputs import images_to_tensor
+
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+Callback = Callable | PipelineCallback | MultiPipelineCallbacks
+
+Look = Callable[[torch.Tensor, int, int], GuidedStep]
+"""(sample x_t, t, number of the step) -> the step as guidances see it."""
+
+OnStepEnd = Callable[[torch.Tensor, int, int], torch.Tensor]
+"""(sample x_{t-1}, t, number of the step) -> the sample to go on with."""
+
+
+class ClassifierGuidedPipeline(DiffusionPipeline):
+    r"""Base of the pipelines that sample from a diffusion model, guided by a classifier of noisy images.
+
+    Args:
+        unet ([`ADMUNet2DModel`] or `UNet2DModel`): Predicts the noise, class-conditional or not.
+        scheduler (`SchedulerMixin`): Noise schedule and steps; turned into the pipeline's own kind where it can be, so
+            that one saved folder serves every pipeline.
+        classifier ([`NoisyClassifierModel`], *optional*): Guides; without it only `classifier_scale=0` is possible.
+        ddpm_num_inference_steps, ddim_num_inference_steps (`int`): Steps where a call names none.
+        ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.
+
+    Raises:
+        InputError: if the channels, the image size, or the number or names of the classes of unet and classifier differ.
+    """
+
+    model_cpu_offload_seq = "unet->classifier"
+    _optional_components = ["classifier"]
+    _callback_tensor_inputs = ["latents"]
+
+    algorithm: Literal["ddpm", "ddim"]
+    """Whose steps a call takes, and whose saved defaults: Algorithm 1's or Algorithm 2's."""
+
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        classifier: NoisyClassifierModel | None = None,
+        ddpm_num_inference_steps: int = 250,
+        ddpm_classifier_scale: float = 1.0,
+        ddim_num_inference_steps: int = 25,
+        ddim_classifier_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.check_unet(unet)
+        check_classifier(unet, classifier)
+        self.register_modules(unet=unet, scheduler=self.convert_scheduler(scheduler, unet), classifier=classifier)
+        self.register_to_config(
+            ddpm_num_inference_steps=ddpm_num_inference_steps,
+            ddpm_classifier_scale=ddpm_classifier_scale,
+            ddim_num_inference_steps=ddim_num_inference_steps,
+            ddim_classifier_scale=ddim_classifier_scale,
+        )
+        self.image_processor = VaeImageProcessor(do_resize=False)
+        self._interrupt = False
+        self._num_timesteps = 0
+
+    def convert_scheduler(self, scheduler: SchedulerMixin, unet: UNet2DModel) -> SchedulerMixin:
+        """`scheduler` as this pipeline's kind of scheduler."""
+        return scheduler
+
+    def check_unet(self, unet: UNet2DModel) -> None:
+        """Raises `InputError` where the unet is of a kind that this pipeline has no use for."""
+        if unet.config.get("low_res_channels"):
+            raise InputError(
+                "This unet is an upsampling one, which needs low-resolution images, but this pipeline generates from "
+                "noise alone: use ClassifierGuidedSuperResolutionPipeline."
+            )
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the latest call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the running call should stop at its next step; a callback may set `pipe._interrupt`."""
+        return self._interrupt
+
+    # ------------------------------------------------------------------------------------------------------- inputs
+
+    def prepare_class_labels(
+        self, class_labels: int | Sequence[int] | torch.Tensor | None, batch_size: int | None
+    ) -> torch.Tensor | None:
+        """Labels (B,) int64 on the execution device, a single one repeated `batch_size` times; None if there are none.
+
+        Args:
+            class_labels: As the user gave them.
+            batch_size (`int`, *optional*): Number of images that the user asked for.
+
+        Raises:
+            InputError: if labels are out of range, not integers or of another number.
+        """
+        if batch_size is not None and (
+            isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
+        ):
+            raise InputError(f"`batch_size` must be a positive whole number, got {batch_size!r}.")
+        if class_labels is None:
+            return None
+
+        try:
+            labels = torch.as_tensor(class_labels, device=self._execution_device)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"`class_labels` must be whole numbers, got {class_labels!r}.") from None
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise InputError(f"`class_labels` must be whole numbers, got {labels.dtype}.")
+        labels = labels.to(torch.int64).clone()  # one of inference mode could not take part in a gradient
+        if labels.ndim == 0:
+            labels = labels.expand(batch_size or 1)
+        if labels.ndim != 1 or len(labels) == 0:
+            raise InputError(
+                f"`class_labels` must be one label or a flat list of them, got shape {tuple(labels.shape)}."
+            )
+        if batch_size is not None and len(labels) != batch_size:
+            raise InputError(f"`class_labels` holds {len(labels)} labels for a batch of {batch_size}.")
+
+        num_classes = self.num_classes
+        if num_classes is not None and not bool(((labels >= 0) & (labels < num_classes)).all()):
+            raise InputError(f"`class_labels` must lie in 0..{num_classes - 1}, got {labels.tolist()}.")
+        return labels
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes that unet or classifier know; None if neither does."""
+        if self.is_conditional:
+            return self.unet.config.num_class_embeds
+        return None if self.classifier is None else self.classifier.config.num_classes
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """What the classes are called, in the order of their labels; None if neither unet nor classifier states it."""
+        for model in (self.unet, self.classifier):
+            if model is not None and model.config.get("class_names") is not None:
+                return list(model.config.class_names)
+        return None
+
+    def get_label_ids(self, label: str | Sequence[str]) -> list[int]:
+        """Labels of classes by their names, to be passed as `class_labels`.
+
+        Args:
+            label (`str` or sequence of `str`): One name or several, each of [`class_names`].
+
+        Raises:
+            InputError: if a name is unknown (the nearest one is named) or belongs to several classes, or the classes
+                have no names.
+        """
+        class_names = self.class_names
+        if class_names is None:
+            raise InputError("The classes of this pipeline have no names: pass their numbers as `class_labels`.")
+        label_ids = []
+        for name in [label] if isinstance(label, str) else label:
+            found = [i for i, class_name in enumerate(class_names) if class_name == name]
+            if not found:
+                nearest = get_close_matches(str(name), class_names, n=1, cutoff=0.0)[0]
+                raise InputError(f"There is no class {name!r}; the nearest of the {len(class_names)} is {nearest!r}.")
+            if len(found) > 1:
+                raise InputError(f"{name!r} is the name of classes {found}: pass the number of the one that you mean.")
+            label_ids += found
+        return label_ids
+
+    def prepare_classifier_scale(
+        self, classifier_scale: float | Sequence[float] | torch.Tensor, batch_size: int
+    ) -> torch.Tensor:
+        """Scales as (B, 1, 1, 1) float32 on the execution device.
+
+        Raises:
+            InputError: if one is negative or not finite, or their number is neither one nor `batch_size`.
+        """
+        try:
+            scale = torch.as_tensor(classifier_scale, dtype=torch.float32, device=self._execution_device)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(
+                f"`classifier_scale` must be a number or one per image, got {classifier_scale!r}."
+            ) from None
+        if scale.ndim > 1 or scale.numel() not in (1, batch_size):
+            raise InputError(
+                f"`classifier_scale` must be one number or one per image ({batch_size}), got shape {tuple(scale.shape)}."
+            )
+        if not bool((torch.isfinite(scale) & (scale >= 0)).all()):
+            raise InputError(f"`classifier_scale` must be finite and at least 0 (off), got {classifier_scale}.")
+        return scale.reshape(-1).expand(batch_size).reshape(batch_size, 1, 1, 1)
+
+    def prepare_image(self, image: PipelineImageInput, shape: tuple[int, int, int]) -> torch.Tensor:
+        """Images of shape (C, H, W) each as (B, C, H, W) in [-1, 1], float32, on the execution device.
+
+        Raises:
+            InputError: as [`images_to_tensor`].
+        """
+        return images_to_tensor(image, shape).to(self._execution_device)
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the unet's images."""
+        return self.unet.config.in_channels, *height_and_width(self.unet.config.sample_size)
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        generator: Generators,
+        latents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The initial sample (B, C, H, W), float32: standard normal noise, or `latents`.
+
+        Raises:
+            InputError: if `latents` has another shape or type, or the generators another number or type.
+        """
+        shape = (batch_size, *self.sample_shape)
+        generators = generator if isinstance(generator, list) else [generator]
+        if any(one is not None and not isinstance(one, torch.Generator) for one in generators):
+            raise InputError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
+        if latents is not None and not isinstance(latents, torch.Tensor):
+            raise InputError(f"`latents` must be a torch.Tensor, got {type(latents).__name__}.")
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise InputError(
+                f"`generator` is a list of {len(generator)} for a batch of {batch_size}: pass one per image."
+            )
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        if tuple(latents.shape) != shape:
+            raise InputError(f"`latents` must be of shape {shape}, got {tuple(latents.shape)}.")
+        return latents.to(device=self._execution_device, dtype=torch.float32)
+
+    def prepare_timesteps(self, num_inference_steps: int | None, timesteps: Sequence[int] | None) -> list[int]:
+        """The decreasing timesteps of a call; the scheduler is set to them.
+
+        Raises:
+            InputError: if both are given, or one cannot be meant.
+        """
+        if num_inference_steps is not None and timesteps is not None:
+            raise InputError("Pass either `num_inference_steps` or `timesteps`, not both.")
+        if num_inference_steps is None:
+            num_inference_steps = self.config[f"{self.algorithm}_num_inference_steps"]
+        return resolve_timesteps(self.scheduler, num_inference_steps, timesteps)
+
+    def prepare_guidance(
+        self,
+        guidance: Guidance | GuidanceFunction | None,
+        class_labels: torch.Tensor | None,
+        classifier_scale: float | Sequence[float] | torch.Tensor | None,
+        batch_size: int,
+    ) -> GuidanceSum:
+        """What guides a call: the classifier at a scale above 0, and what the user gave; a sum of nothing for no guidance.
+
+        Raises:
+            InputError: if a classifier or labels are missing, or the guidance is none.
+        """
+        if classifier_scale is None:  # the saved one, unless another guidance is to stand in its place
+            alone = guidance is None and self.classifier is not None
+            classifier_scale = self.config[f"{self.algorithm}_classifier_scale"] if alone else 0.0
+        scale = self.prepare_classifier_scale(classifier_scale, batch_size)
+        uses_classifier = bool((scale > 0).any())
+        if uses_classifier and self.classifier is None:
+            raise InputError("This pipeline has no classifier: pass `classifier_scale=0`, or load it with one.")
+        if class_labels is None and (self.is_conditional or uses_classifier):
+            needed = "the class-conditional unet" if self.is_conditional else "guidance (`classifier_scale` above 0)"
+            raise InputError(f"`class_labels` are missing: {needed} needs one per image.")
+        guidances = [ClassifierGuidance(self.classifier, class_labels, scale)] if uses_classifier else []
+        return GuidanceSum([*guidances, guidance] if guidance is not None else guidances)
+
+    def prepare_callback(self, callback: Callback | None, tensor_inputs: list[str]) -> OnStepEnd:
+        """What is done with every new sample: the user's callback, if any, sees it and may replace it.
+
+        Raises:
+            InputError: if the callback is to get unknown tensors.
+        """
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            tensor_inputs = callback.tensor_inputs
+        unknown = set(tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise InputError(
+                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {sorted(unknown)}."
+            )
+
+        def on_step_end(sample: torch.Tensor, t: int, index: int) -> torch.Tensor:
+            if callback is None:
+                return sample
+            timestep = torch.tensor(t, device=sample.device)
+            outputs = callback(self, index, timestep, {"latents": sample} if tensor_inputs else {})
+            return (outputs or {}).get("latents", sample)
+
+        return on_step_end
+
+    def check_call(
+        self,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        batch_size: int | None = None,
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        classifier_scale: float | Sequence[float] | torch.Tensor | None = None,
+        guidance: Guidance | GuidanceFunction | None = None,
+        eta: float = 0.0,
+        output_type: str = "pil",
+    ) -> None:
+        """Raises `InputError` where a call with these arguments would; nothing is computed or drawn."""
+        self.check_output_type(output_type)
+        check_eta(eta, self.scheduler)
+        labels = self.prepare_class_labels(class_labels, batch_size)
+        self.prepare_timesteps(num_inference_steps, timesteps)
+        self.prepare_guidance(guidance, labels, classifier_scale, num_images(labels, batch_size))
+
+    def check_output_type(self, output_type: str) -> None:
+        """Raises `InputError` unless images of the model's channels can be returned as `output_type`."""
+        if output_type not in OUTPUT_TYPES:
+            raise InputError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
+        channels = self.unet.config.in_channels
+        if output_type == "pil" and channels not in (1, 3, 4):
+            raise InputError(f'PIL has no images of {channels} channels: pass `output_type="np"`, "pt" or "latent".')
+
+    # --------------------------------------------------------------------------------------------------------- steps
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the unet is told the class."""
+        return self.unet.config.num_class_embeds is not None
+
+    def predict(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        low_res: torch.Tensor | None = None,
+        diffusion: GaussianDiffusion | None = None,
+    ) -> Prediction:
+        """What the unet sees in a noisy image: its noise, the clean image, and the variance of the step to x_{t-1}.
+
+        Where gradients are on, the prediction has a graph that leads back to `sample` (and to the unet's parameters).
+
+        Args:
+            sample (`torch.Tensor`): x_t, (B, C, H, W), of a process whose clean images span [-1, 1].
+            timestep (`torch.Tensor`, `float` or `int`): t, one for all or one per image (B,), in [0, T); fractional
+                times lie between the noise levels of whole ones.
+            class_labels (`torch.Tensor`, *optional*): (B,) int64; an unconditional unet is not told.
+            low_res (`torch.Tensor`, *optional*): For an upsampling unet: (B, C, h, w) in [-1, 1].
+            diffusion (`GaussianDiffusion`, *optional*): The process whose step is meant; that of training by default,
+                with all timesteps.
+
+        Returns:
+            `Prediction`: float32. The clean image is clipped if the scheduler clips; the noise is the network's own.
+        """
+        diffusion = diffusion or GaussianDiffusion.from_scheduler(self.scheduler)
+        inputs = {"class_labels": class_labels} if self.is_conditional else {}
+        if low_res is not None:
+            inputs["low_res"] = low_res
+        model_output = self.unet(sample.to(self.unet.dtype), timestep, **inputs).sample.float()
+        return diffusion.predict(model_output, sample, timestep, clip_range(self.scheduler))
+
+    def look(
+        self,
+        sample: torch.Tensor,
+        t: int,
+        index: int,
+        *,
+        diffusion: GaussianDiffusion,
+        guidance: Guidance,
+        class_labels: torch.Tensor | None,
+        low_res: torch.Tensor | None = None,
+    ) -> GuidedStep:
+        """The step from x_t, the `index`-th, as guidances see it; its prediction is what they make of the unet's."""
+        timestep = torch.tensor(t, device=sample.device)
+        predict = partial(self.predict, low_res=low_res, diffusion=diffusion)
+
+        def guided(sample: torch.Tensor) -> Prediction:
+            prediction = predict(sample, timestep, class_labels)
+            noise = guidance.mix(step.seeing(sample, prediction))
+            if noise is not prediction.noise:
+                original = diffusion.predict_original(noise, sample, timestep, clip_range(self.scheduler))
+                prediction = replace(prediction, noise=noise, pred_original_sample=original)
+            return replace(prediction, pred_original_sample=guidance.replace(step.seeing(sample, prediction)))
+
+        alpha_prod_t = diffusion.coefficient("abar", timestep, sample)
+        step = GuidedStep(
+            sample, timestep, class_labels, alpha_prod_t, predict, guided, index, len(diffusion.timesteps)
+        )
+        return step
+
+    def progress(self, timesteps: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Numbers and timesteps of the steps, under the progress bar, until a callback interrupts."""
+        self._interrupt = False
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for index, t in enumerate(timesteps):
+                if self.interrupt:
+                    return
+                yield index, t
+                progress_bar.update()
+
+    def finish(self, latents: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
+        """Turns x_0 (B, C, H, W) into images of `output_type`, and releases offloaded models."""
+        images = self.image_processor.postprocess(latents, output_type=output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (images,)
+        return ImagePipelineOutput(images=images)
+
+
+def predicts_variance(unet: UNet2DModel) -> bool:
+    """Whether the unet gives a variance beside the noise: twice as many channels as its images have."""
+    return unet.config.out_channels == 2 * unet.config.in_channels
+
+
+def num_images(class_labels: torch.Tensor | None, batch_size: int | None) -> int:
+    """How many images a call draws: one for each label, or as many as were asked for."""
+    return batch_size or 1 if class_labels is None else len(class_labels)
+
+
+def check_classifier(unet: UNet2DModel, classifier: NoisyClassifierModel | None) -> None:
+    """Raises `InputError` where the classifier, if there is one, cannot read the unet's samples or knows other classes."""
+    if classifier is None:
+        return
+
+    facts = [
+        ("channels", unet.config.in_channels, classifier.config.in_channels),
+        ("image size", height_and_width(unet.config.sample_size), height_and_width(classifier.config.sample_size)),
+    ]
+    if unet.config.num_class_embeds is not None:
+        facts.append(("number of classes", unet.config.num_class_embeds, classifier.config.num_classes))
+    names = [model.config.get("class_names") for model in (unet, classifier)]
+    if None not in names:
+        facts += [(f"name of class {label}", *pair) for label, pair in enumerate(zip(*names))]
+    for name, of_unet, of_classifier in facts:
+        if of_unet != of_classifier:
+            raise InputError(
+                f"Unet and classifier do not fit together: the {name} of the unet is {of_unet}, that of the classifier "
+                f"{of_classifier}."
+            )
