@@ -41,8 +41,6 @@ def run(settings: NLLSettings) -> None:
     steps = settings.num_inference_steps or scheduler.config.num_train_timesteps
     diffusion = GaussianDiffusion.from_scheduler(scheduler, resolve_timesteps(scheduler, steps, None))
 
-    if not settings.data.is_dir():
-        raise InputError(f"There is no folder {settings.data}: pass a folder of images.")
     labels = "required" if pipe.is_conditional else "ignored"
     images = open_folder(settings.data, labels, unet.config.num_class_embeds, leave_out=BESIDE_SAMPLES)
     for index, fault in find_bad_images(images).items():

@@ -429,7 +429,7 @@ def test_bad_extractors(command, files, extractor, said):
         ([], "thumbnails", "`extractor` must be inception or module:function, got 'thumbnails'."),
         (["--inception_weights", "x"], "tiny_extractor:nan", "--inception_weights is for the extractor inception"),
         (["--split", "train"], "tiny_extractor:nan", "--split, --config_name and --image_column are for datasets"),
-        (["--batch_size", 0], "tiny_extractor:nan", "--batch_size: must be greater than 0, got 0."),
+        (["--batch_size", 0], "tiny_extractor:nan", "`batch_size` must be at least 1, got 0."),
     ],
 )
 def test_bad_flags(command, files, argv, extractor, said):
