@@ -23,7 +23,7 @@ import torch
 
 from diffusers_cg import ADMUNet2DModel, GaussianDiffusion
 from diffusers_cg.diffusion import training_losses
-from diffusers_cg.models.openai_checkpoint import RELEASED_CHECKPOINTS
+from diffusers_cg.models.presets import PRESETS
 
 
 CHECKPOINT = "64x64_diffusion"
@@ -43,7 +43,7 @@ def step(batch_size: int, checkpointing: bool, file: str) -> None:
     """One forward and backward pass, with weights and images from seed 0; the gradients go into a file if one is named."""
     torch.manual_seed(0)
     # without dropout, which would draw other zeros in the second pass of another schedule
-    model = ADMUNet2DModel(**{**RELEASED_CHECKPOINTS[CHECKPOINT].arguments, "dropout": 0.0})
+    model = ADMUNet2DModel(**{**PRESETS[CHECKPOINT].architecture, "dropout": 0.0})
     for parameter in model.parameters():  # the layers that start at zero would pass no gradient on
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
@@ -64,7 +64,7 @@ def step(batch_size: int, checkpointing: bool, file: str) -> None:
 def scheduler():
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler(beta_schedule=RELEASED_CHECKPOINTS[CHECKPOINT].beta_schedule, variance_type="learned_range")
+    return DDPMScheduler(beta_schedule=PRESETS[CHECKPOINT].beta_schedule, variance_type="learned_range")
 
 
 def measure(batch_size: int, checkpointing: bool, file: str = "-") -> tuple[float, float]:
@@ -95,7 +95,7 @@ def main() -> None:
         step(int(batch_size), checkpointing == "1", file)
         return
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in ADMUNet2DModel(**RELEASED_CHECKPOINTS[CHECKPOINT].arguments).parameters())
+        parameters = sum(p.numel() for p in ADMUNet2DModel(**PRESETS[CHECKPOINT].architecture).parameters())
     adam = parameters * ADAM_BYTES / 2**30
     print(f"{CHECKPOINT}: {parameters:,} parameters; AdamW's states take {adam:.2f} GiB\n")
     print(

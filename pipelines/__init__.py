@@ -1,8 +1,14 @@
 """What a user calls: models, scheduler and guidance assembled for inference."""
 
+from diffusers_cg.pipelines.pipeline_classifier_guided import ClassifierGuidedPipeline
 from diffusers_cg.pipelines.pipeline_classifier_guided_ddim import ClassifierGuidedDDIMPipeline
 from diffusers_cg.pipelines.pipeline_classifier_guided_ddpm import ClassifierGuidedDDPMPipeline
 from diffusers_cg.pipelines.pipeline_classifier_guided_super_resolution import ClassifierGuidedSuperResolutionPipeline
 
 
-__all__ = ["ClassifierGuidedDDIMPipeline", "ClassifierGuidedDDPMPipeline", "ClassifierGuidedSuperResolutionPipeline"]
+__all__ = [
+    "ClassifierGuidedDDIMPipeline",
+    "ClassifierGuidedDDPMPipeline",
+    "ClassifierGuidedPipeline",
+    "ClassifierGuidedSuperResolutionPipeline",
+]

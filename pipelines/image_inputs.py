@@ -20,8 +20,8 @@ def images_to_tensor(image: PipelineImageInput, shape: tuple[int, int, int]) -> 
         shape (`tuple[int, int, int]`): (C, H, W) that they must have.
 
     Raises:
-        TypeError: if they are not images, or not floating point.
-        ValueError: if there are none, their channels or size differ from `shape`, or values are not in [0, 1].
+        InputError: if they are not images, or not floating point; if there are none, their channels or size differ from
+            `shape`, or values are not in [0, 1].
     """
     images = image if isinstance(image, list | tuple) else [image]
     if not images:

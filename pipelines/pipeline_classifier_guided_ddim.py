@@ -1,29 +1,100 @@
 """Classifier-guided DDIM sampling, Algorithm 2 of *Diffusion Models Beat GANs on Image Synthesis*."""
 
+import inspect
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.image_processor import PipelineImageInput
 
-from diffusers_cg.guidance import Guidance
-from diffusers_cg.pipelines.classifier_guided import Callback, ClassifierGuidedPipeline
-from diffusers_cg.pipelines.steps import Generators, check_eta, inversion_step, noise_step, scheduler_for_noise_steps
+from diffusers_cg.diffusion import (
+    GaussianDiffusion,
+    Generators,
+    check_eta,
+    scheduler_on_guided_noise,
+    to_ddim_scheduler,
+    warn_of_amplification,
+)
+from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum
+from diffusers_cg.pipelines.pipeline_classifier_guided import (
+    Callback,
+    ClassifierGuidedPipeline,
+    Look,
+    OnStepEnd,
+    num_images,
+)
+
+
+def denoise_by_ddim(
+    pipe: ClassifierGuidedPipeline,
+    sample: torch.Tensor,
+    diffusion: GaussianDiffusion,
+    look: Look,
+    guidance: GuidanceSum,
+    generator: Generators,
+    on_step_end: OnStepEnd,
+    eta: float = 0.0,
+) -> torch.Tensor:
+    """Algorithm 2, from x_T to x_0, (B, C, H, W), float32: the scheduler's steps on eps - sqrt(1 - abar_t) s grad log p(y|x_t).
+
+    The noise follows from the clipped image, and is not clipped again once it is guided.
+    """
+    if guidance.guidances:
+        warn_of_amplification(diffusion)
+    scheduler = scheduler_on_guided_noise(pipe.scheduler, diffusion)
+    accepted = inspect.signature(scheduler.step).parameters
+    options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
+    for i, t in pipe.progress(diffusion.timesteps.tolist()):
+        step = look(sample, t, i)
+        gradient = guidance(step)  # s grad log p(y | x_t)
+        noise = diffusion.predict_noise(step.pred_original_sample, sample, step.timestep)
+        noise = noise - diffusion.coefficient("sqrt_one_minus_abar", step.timestep, sample) * gradient
+        sample = scheduler.step(noise, scheduler.timesteps[i], sample, **options).prev_sample
+        sample = on_step_end(sample, t, i)
+    return sample
+
+
+def invert_by_ddim(
+    pipe: ClassifierGuidedPipeline, sample: torch.Tensor, diffusion: GaussianDiffusion, look: Look
+) -> torch.Tensor:
+    """DDIM backwards, from x_0 to x_T, (B, C, H, W), float32, each step to the next greater timestep."""
+    for i, t in pipe.progress(diffusion.timesteps.tolist()[::-1]):
+        step = look(sample, t, i)
+        noise = diffusion.predict_noise(step.pred_original_sample, sample, step.timestep)
+        sample = (
+            diffusion.coefficient("sqrt_abar_next", step.timestep, sample) * step.pred_original_sample
+            + diffusion.coefficient("sqrt_one_minus_abar_next", step.timestep, sample) * noise
+        )
+    return sample
 
 
 class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
-    __doc__ = (
-        "Samples by DDIM on guided noise: eps - sqrt(1 - abar_t) x scale x grad log p(y|x_t).\n\n"
-        "    The guidance lives in noise space, so `scheduler` may be any scheduler of diffusers that steps on noise\n"
-        "    predictions and keeps variance (DPM-Solver++, UniPC, ...).\n"
-    ) + ClassifierGuidedPipeline.__doc__.partition("\n")[2]
+    r"""Samples by DDIM on guided noise: eps - sqrt(1 - abar_t) s grad log p(y|x_t).
 
-    sampler = "ddim"
+    The guidance lives in noise space, so `scheduler` may be any scheduler of diffusers that steps on noise predictions and
+    keeps variance (DPM-Solver++, UniPC, ...).
+
+    Args:
+        unet ([`ADMUNet2DModel`] or `UNet2DModel`): Predicts the noise, class-conditional or not.
+        scheduler (`SchedulerMixin`): Noise schedule and steps; a `DDPMScheduler` is turned into a `DDIMScheduler` of the
+            same schedule, so that one saved folder serves this pipeline and [`ClassifierGuidedDDPMPipeline`].
+        classifier ([`NoisyClassifierModel`], *optional*): Guides; without it only `classifier_scale=0` is possible.
+        ddpm_num_inference_steps, ddim_num_inference_steps (`int`): Steps where a call names none.
+        ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.
+
+    Raises:
+        InputError: if the channels, the image size, or the number or names of the classes of unet and classifier differ,
+            or the scheduler does not keep variance.
+    """
+
+    algorithm = "ddim"
 
     def convert_scheduler(self, scheduler: SchedulerMixin, unet: UNet2DModel) -> SchedulerMixin:
         """A `DDIMScheduler` of the same noise schedule for a `DDPMScheduler`; any other as it is."""
-        return scheduler_for_noise_steps(scheduler)
+        return to_ddim_scheduler(scheduler)
 
+    @torch.inference_mode(False)  # a guidance may want gradients
     @torch.no_grad()
     def __call__(
         self,
@@ -31,7 +102,7 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         classifier_scale: float | Sequence[float] | torch.Tensor | None = None,
-        guidance: Guidance | None = None,
+        guidance: Guidance | GuidanceFunction | None = None,
         eta: float = 0.0,
         batch_size: int | None = None,
         generator: Generators = None,
@@ -53,25 +124,19 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
             `ImagePipelineOutput` or `tuple`: `.images`.
 
         Raises:
-            ValueError, TypeError: if an input is out of range or missing; nothing has been computed by then.
+            InputError: if an input is out of range or missing; nothing has been computed by then.
         """
         check_eta(eta, self.scheduler)
-        callback_on_step_end_tensor_inputs = self.prepare_callback_tensor_inputs(
-            callback_on_step_end, callback_on_step_end_tensor_inputs
-        )
-        inputs = self.prepare_inputs(
-            class_labels=class_labels,
-            batch_size=batch_size,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            classifier_scale=classifier_scale,
-            guidance=guidance,
-            generator=generator,
-            latents=latents,
-            output_type=output_type,
-        )
-        step = noise_step(self.scheduler, inputs.timesteps, generator, eta)
-        sample = self.denoise(inputs, step, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self.check_output_type(output_type)
+        on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        labels = self.prepare_class_labels(class_labels, batch_size)
+        batch_size = num_images(labels, batch_size)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size)
+        timesteps = self.prepare_timesteps(num_inference_steps, timesteps)
+        diffusion = GaussianDiffusion.from_scheduler(self.scheduler, timesteps)
+        latents = self.prepare_latents(batch_size, generator, latents)  # last: it draws noise
+        look = partial(self.look, diffusion=diffusion, guidance=guidance, class_labels=labels)
+        sample = denoise_by_ddim(self, latents, diffusion, look, guidance, generator, on_step_end, eta)
         return self.finish(sample, output_type, return_dict)
 
     @torch.no_grad()
@@ -99,22 +164,15 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
             `torch.Tensor`: Latents (B, C, H, W), float32.
 
         Raises:
-            ValueError, TypeError: if an input is out of range or missing; nothing has been computed by then.
+            InputError: if an input is out of range or missing; nothing has been computed by then.
         """
         sample = self.prepare_image(image, self.sample_shape)
-        inputs = self.prepare_inputs(
-            class_labels=class_labels,
-            batch_size=len(sample),
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            classifier_scale=0.0,
-            guidance=None,
-            generator=None,
-            latents=sample,
-            output_type="latent",
+        labels = self.prepare_class_labels(class_labels, len(sample))
+        unguided = self.prepare_guidance(None, labels, 0.0, len(sample))
+        diffusion = GaussianDiffusion.from_scheduler(
+            self.scheduler, self.prepare_timesteps(num_inference_steps, timesteps)
         )
-        step = inversion_step(self.scheduler, inputs.timesteps)
-        inputs.timesteps.reverse()
-        latents = self.denoise(inputs, step, None, [])
+        look = partial(self.look, diffusion=diffusion, guidance=unguided, class_labels=labels)
+        latents = invert_by_ddim(self, sample, diffusion, look)
         self.maybe_free_model_hooks()
         return latents

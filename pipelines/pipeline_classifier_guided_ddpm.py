@@ -1,27 +1,70 @@
 """Classifier-guided ancestral sampling, Algorithm 1 of *Diffusion Models Beat GANs on Image Synthesis*."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from diffusers import DDPMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
 
-from diffusers_cg.guidance import Guidance
-from diffusers_cg.pipelines.classifier_guided import Callback, ClassifierGuidedPipeline
-from diffusers_cg.pipelines.steps import Generators, ancestral_step, scheduler_for_ancestral_steps
+from diffusers_cg.diffusion import GaussianDiffusion, Generators, to_ddpm_scheduler
+from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum
+from diffusers_cg.pipelines.pipeline_classifier_guided import (
+    Callback,
+    ClassifierGuidedPipeline,
+    Look,
+    OnStepEnd,
+    num_images,
+    predicts_variance,
+)
+
+
+def denoise_by_ddpm(
+    pipe: ClassifierGuidedPipeline,
+    sample: torch.Tensor,
+    diffusion: GaussianDiffusion,
+    look: Look,
+    guidance: GuidanceSum,
+    generator: Generators,
+    on_step_end: OnStepEnd,
+) -> torch.Tensor:
+    """Algorithm 1, from x_T to x_0, (B, C, H, W), float32: each step draws from N(mu + s Sigma grad log p(y|x_t), Sigma)."""
+    timesteps = diffusion.timesteps.tolist()
+    for i, t in pipe.progress(timesteps):
+        step = look(sample, t, i)
+        gradient = guidance(step)  # s grad log p(y | x_t)
+        p = diffusion.p(step.prediction, sample, step.timestep)  # p(x_{t-1} | x_t) = N(mu, Sigma)
+        sample = p.mean + p.variance * gradient
+        if t != timesteps[-1]:
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+            sample = sample + (0.5 * p.log_variance).exp() * noise
+        sample = on_step_end(sample, t, i)
+    return sample
 
 
 class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
-    __doc__ = (
-        "Samples by DDPM, each step's mean shifted by scale x Sigma x grad log p(y|x_t).\n"
-        + (ClassifierGuidedPipeline.__doc__.partition("\n")[2])
-    )
+    r"""Samples by DDPM, each step's mean shifted by s Sigma grad log p(y|x_t).
 
-    sampler = "ddpm"
+    Args:
+        unet ([`ADMUNet2DModel`] or `UNet2DModel`): Predicts the noise, class-conditional or not.
+        scheduler (`SchedulerMixin`): Noise schedule and steps; any but a `DDPMScheduler` is turned into one of the same
+            schedule, so that one saved folder serves this pipeline and [`ClassifierGuidedDDIMPipeline`].
+        classifier ([`NoisyClassifierModel`], *optional*): Guides; without it only `classifier_scale=0` is possible.
+        ddpm_num_inference_steps, ddim_num_inference_steps (`int`): Steps where a call names none.
+        ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.
+
+    Raises:
+        InputError: if the channels, the image size, or the number or names of the classes of unet and classifier differ,
+            or the scheduler is of another kind.
+    """
+
+    algorithm = "ddpm"
 
     def convert_scheduler(self, scheduler: SchedulerMixin, unet: UNet2DModel) -> DDPMScheduler:
         """A `DDPMScheduler` of the same noise schedule."""
-        return scheduler_for_ancestral_steps(scheduler, unet)
+        return to_ddpm_scheduler(scheduler, predicts_variance(unet))
 
+    @torch.inference_mode(False)  # a guidance may want gradients
     @torch.no_grad()
     def __call__(
         self,
@@ -29,7 +72,7 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         classifier_scale: float | Sequence[float] | torch.Tensor | None = None,
-        guidance: Guidance | None = None,
+        guidance: Guidance | GuidanceFunction | None = None,
         batch_size: int | None = None,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
@@ -42,11 +85,13 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
 
         Args:
             class_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): Class per image, (B,). May be None for
-                an unconditional unet without guidance.
+                an unconditional unet that no classifier guides.
             num_inference_steps (`int`, *optional*): Steps, at most those of training; the saved default otherwise.
             timesteps (sequence of `int`, *optional*): Decreasing timesteps to use instead, in any spacing.
-            classifier_scale (`float` or one per image, *optional*): s of the paper, 0 = off; the saved default otherwise.
-            guidance (`Guidance`, *optional*): Gradient to follow in place of the pipeline's classifier's.
+            classifier_scale (`float` or one per image, *optional*): s of the paper, 0 = off; the saved default otherwise,
+                or 0 if there is another guidance.
+            guidance (`Guidance` or a function of a step, *optional*): Your own, in place of the classifier's, or beside it
+                at the `classifier_scale` that you pass.
             batch_size (`int`, *optional*): Number of images where `class_labels` is one label or None.
             generator (`torch.Generator` or one per image, *optional*): Source of all randomness. An image drawn with
                 its own generator does not depend on the rest of the batch.
@@ -62,22 +107,16 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
             `ImagePipelineOutput` or `tuple`: `.images`.
 
         Raises:
-            ValueError, TypeError: if an input is out of range or missing; nothing has been computed by then.
+            InputError: if an input is out of range or missing; nothing has been computed by then.
         """
-        callback_on_step_end_tensor_inputs = self.prepare_callback_tensor_inputs(
-            callback_on_step_end, callback_on_step_end_tensor_inputs
-        )
-        inputs = self.prepare_inputs(
-            class_labels=class_labels,
-            batch_size=batch_size,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            classifier_scale=classifier_scale,
-            guidance=guidance,
-            generator=generator,
-            latents=latents,
-            output_type=output_type,
-        )
-        step = ancestral_step(self.scheduler, inputs.timesteps, generator)
-        sample = self.denoise(inputs, step, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self.check_output_type(output_type)
+        on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        labels = self.prepare_class_labels(class_labels, batch_size)
+        batch_size = num_images(labels, batch_size)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size)
+        timesteps = self.prepare_timesteps(num_inference_steps, timesteps)
+        diffusion = GaussianDiffusion.from_scheduler(self.scheduler, timesteps)
+        latents = self.prepare_latents(batch_size, generator, latents)  # last: it draws noise
+        look = partial(self.look, diffusion=diffusion, guidance=guidance, class_labels=labels)
+        sample = denoise_by_ddpm(self, latents, diffusion, look, guidance, generator, on_step_end)
         return self.finish(sample, output_type, return_dict)

@@ -1,7 +1,7 @@
 """Classifier-guided upsampling, the second half of the stacks of *Diffusion Models Beat GANs on Image Synthesis*."""
 
-import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,21 +9,22 @@ from diffusers import DDPMScheduler, ImagePipelineOutput, SchedulerMixin
 from diffusers.image_processor import PipelineImageInput
 from diffusers.utils.torch_utils import randn_tensor
 
-from diffusers_cg.diffusion import augment_low_res
+from diffusers_cg.diffusion import (
+    GaussianDiffusion,
+    Generators,
+    augment_low_res,
+    check_augmentation_level,
+    check_eta,
+    to_ddim_scheduler,
+    to_ddpm_scheduler,
+)
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance import Guidance
+from diffusers_cg.guidance import Guidance, GuidanceFunction
 from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.models.adm_trunk import height_and_width
-from diffusers_cg.pipelines.classifier_guided import Callback, ClassifierGuidedPipeline
-from diffusers_cg.pipelines.steps import (
-    Generators,
-    Step,
-    ancestral_step,
-    check_eta,
-    noise_step,
-    scheduler_for_ancestral_steps,
-    scheduler_for_noise_steps,
-)
+from diffusers_cg.pipelines.pipeline_classifier_guided import Callback, ClassifierGuidedPipeline
+from diffusers_cg.pipelines.pipeline_classifier_guided_ddim import denoise_by_ddim
+from diffusers_cg.pipelines.pipeline_classifier_guided_ddpm import denoise_by_ddpm
 
 
 class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
@@ -47,8 +48,8 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.
 
     Raises:
-        ValueError: if the unet is not an upsampling one, `low_res_size` is missing or larger than the unet's images, or the
-            the image size or the number of classes of unet and classifier differ.
+        InputError: if the unet is not an upsampling one, `low_res_size` is missing or larger than the unet's images, or the
+            image size or the number of classes of unet and classifier differ.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         self.register_to_config(low_res_size=low_res_size)
 
     def check_unet(self, unet: ADMUNet2DModel) -> None:
-        """Raises `ValueError` unless the unet is an upsampling one."""
+        """Raises `InputError` unless the unet is an upsampling one."""
         if not unet.config.get("low_res_channels"):
             raise InputError(
                 "This unet generates from noise alone, but this pipeline upsamples: use ClassifierGuidedDDPMPipeline or "
@@ -85,11 +86,11 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
     def convert_scheduler(self, scheduler: SchedulerMixin, unet: ADMUNet2DModel) -> SchedulerMixin:
         """`scheduler` itself; refused where the steps of its kind cannot be taken."""
         if isinstance(scheduler, DDPMScheduler):
-            return scheduler_for_ancestral_steps(scheduler, unet)
-        return scheduler_for_noise_steps(scheduler)
+            return to_ddpm_scheduler(scheduler, unet.predicts_variance)
+        return to_ddim_scheduler(scheduler)
 
     @property
-    def sampler(self) -> Literal["ddpm", "ddim"]:
+    def algorithm(self) -> Literal["ddpm", "ddim"]:
         """Whose steps a call takes, and whose saved defaults: those of a `DDPMScheduler`, or those on guided noise."""
         return "ddpm" if isinstance(self.scheduler, DDPMScheduler) else "ddim"
 
@@ -98,12 +99,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         """(C, h, w) of the low-resolution images."""
         return self.unet.config.low_res_channels, *height_and_width(self.config.low_res_size)
 
-    def make_step(self, timesteps: Sequence[int], generator: Generators, eta: float) -> Step:
-        """One step of the scheduler's kind."""
-        if self.sampler == "ddpm":
-            return ancestral_step(self.scheduler, timesteps, generator)
-        return noise_step(self.scheduler, timesteps, generator, eta)
-
+    @torch.inference_mode(False)  # a guidance may want gradients
     @torch.no_grad()
     def __call__(
         self,
@@ -112,7 +108,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
         classifier_scale: float | Sequence[float] | torch.Tensor | None = None,
-        guidance: Guidance | None = None,
+        guidance: Guidance | GuidanceFunction | None = None,
         eta: float = 0.0,
         low_res_noise: float = 0.0,
         low_res_blur: float = 0.0,
@@ -143,38 +139,32 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
             `ImagePipelineOutput` or `tuple`: `.images`.
 
         Raises:
-            ValueError, TypeError: if an input is out of range or missing; nothing has been computed by then.
+            InputError: if an input is out of range or missing; nothing has been computed by then.
         """
         check_eta(eta, self.scheduler)
-        check_level("low_res_noise", low_res_noise)
-        check_level("low_res_blur", low_res_blur)
-        callback_on_step_end_tensor_inputs = self.prepare_callback_tensor_inputs(
-            callback_on_step_end, callback_on_step_end_tensor_inputs
-        )
+        check_augmentation_level("low_res_noise", low_res_noise)
+        check_augmentation_level("low_res_blur", low_res_blur)
+        self.check_output_type(output_type)
+        on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         low_res = self.prepare_image(image, self.low_res_shape)
-        inputs = self.prepare_inputs(
-            class_labels=class_labels,
-            batch_size=len(low_res),
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            classifier_scale=classifier_scale,
-            guidance=guidance,
-            generator=generator,
-            latents=latents,
-            output_type=output_type,
-        )
+        labels = self.prepare_class_labels(class_labels, len(low_res))
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res))
+        timesteps = self.prepare_timesteps(num_inference_steps, timesteps)
+        diffusion = GaussianDiffusion.from_scheduler(self.scheduler, timesteps)
+        latents = self.prepare_latents(len(low_res), generator, latents)
         noise = None
         if low_res_noise:
             noise = randn_tensor(low_res.shape, generator=generator, device=low_res.device, dtype=low_res.dtype)
-        inputs.unet_inputs["low_res"] = augment_low_res(low_res, low_res_noise, low_res_blur, noise)
+        low_res = augment_low_res(low_res, low_res_noise, low_res_blur, noise)
 
-        step = self.make_step(inputs.timesteps, generator, eta)
-        sample = self.denoise(inputs, step, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        look = partial(self.look, diffusion=diffusion, guidance=guidance, class_labels=labels, low_res=low_res)
+        inputs = (self, latents, diffusion, look, guidance, generator, on_step_end)
+        sample = denoise_by_ddpm(*inputs) if self.algorithm == "ddpm" else denoise_by_ddim(*inputs, eta)
         return self.finish(sample, output_type, return_dict)
 
 
 def check_low_res_size(low_res_size: int | Sequence[int] | None, sample_size: int | Sequence[int]) -> None:
-    """Raises `ValueError` unless `low_res_size` is the size of an image no larger than `sample_size`."""
+    """Raises `InputError` unless `low_res_size` is the size of an image no larger than `sample_size`."""
     if low_res_size is None:
         raise InputError(
             "`low_res_size` is missing: pass height and width of the low-resolution images that the unet was trained on."
@@ -184,9 +174,3 @@ def check_low_res_size(low_res_size: int | Sequence[int] | None, sample_size: in
         raise InputError(
             f"`low_res_size` must be one side or two, up to those of the unet {high}, got {low_res_size}."
         )
-
-
-def check_level(name: str, level: float) -> None:
-    """Raises `ValueError` unless the level of an augmentation is a finite number of at least 0."""
-    if isinstance(level, bool) or not isinstance(level, int | float) or not (level >= 0 and math.isfinite(level)):
-        raise InputError(f"`{name}` must be a finite number of at least 0 (off), got {level!r}.")

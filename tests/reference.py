@@ -13,6 +13,7 @@ from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
 
 DATA = Path(__file__).parent / "data"
 CASES = json.loads((DATA / "cases.json").read_text())
+MANIFESTS = {path.stem: json.loads(path.read_text()) for path in sorted((DATA / "manifests").glob("*.json"))}
 FORWARD = load_file(DATA / "forward.safetensors")
 SAMPLERS = load_file(DATA / "samplers.safetensors")
 LOSSES = load_file(DATA / "losses.safetensors")
@@ -31,6 +32,11 @@ def rule_state_dict(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
             weight = 0.1 * weight
         state_dict[key] = weight
     return state_dict
+
+
+def on_meta(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
+    """A state dictionary without memory."""
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def reference_facts(flags: dict) -> dict:

@@ -22,7 +22,7 @@ from diffusers_cg import (
 )
 from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.errors import InputError
-from diffusers_cg.pipelines.conversion import DTYPES
+from diffusers_cg.models import DTYPES
 from diffusers_cg.training.record import assembled_record, write_record
 from diffusers_cg_cli.command import command
 from diffusers_cg_cli.settings import Settings, parse

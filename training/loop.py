@@ -19,8 +19,13 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from diffusers_cg.data.files import atomic_update
-from diffusers_cg.diffusion import GaussianDiffusion, LossSecondMomentSampler, TimestepSampler, UniformSampler
-from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.diffusion import (
+    GaussianDiffusion,
+    LossSecondMomentSampler,
+    TimestepSampler,
+    UniformSampler,
+    seeded_generator,
+)
 from diffusers_cg.errors import InputError
 from diffusers_cg.hub.publishing import push_folder
 from diffusers_cg.models.fine_tuning import load_weights

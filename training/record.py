@@ -14,8 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from diffusers_cg import __version__
-from diffusers_cg.hub.model_card import read_json
-from diffusers_cg.hub.publishing import TRAINING_FILE
+from diffusers_cg.hub.publishing import TRAINING_FILE, read_json
 from diffusers_cg.training.config import NOT_TOLD, TrainingSettings
 
 

@@ -29,7 +29,8 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
 
 def sentence_for(error: Exception) -> str | None:
     """What to tell the user of an error; None for a bug."""
-    from safetensors import SafetensorError  # here, for a command's --help does without torch, and these bring it
+    # here, for they bring torch, which --help does without
+    from safetensors import SafetensorError
 
     from diffusers_cg.errors import InputError, MissingExtraError
     from diffusers_cg.hub.hub_errors import hub_sentence

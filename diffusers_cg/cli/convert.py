@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import PositiveInt
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import Positional
 
 from diffusers_cg_cli.settings import Settings
 from diffusers_cg_cli.shared import Dtype, Side, exclusive
@@ -47,10 +47,10 @@ class ConvertSettings(Settings):
     num_attention_heads: PositiveInt | None = None
     """num_heads."""
 
-    new_attention_order: FlagCreatePairsOff[bool] = False
+    new_attention_order: bool = False
     """use_new_attention_order."""
 
-    legacy_attention_order: FlagCreatePairsOff[bool] = False
+    legacy_attention_order: bool = False
     """The other one."""
 
     beta_schedule: Literal["linear", "cosine"] | None = None
@@ -62,10 +62,13 @@ class ConvertSettings(Settings):
     classifier_attention_head_dim: PositiveInt | None = None
     """64 in OpenAI's."""
 
-    _check = exclusive("new_attention_order", "legacy_attention_order")
+    _check_opposites = exclusive("new_attention_order", "legacy_attention_order")
 
 
 def run(settings: ConvertSettings) -> None:
+    from diffusers_cg.data.files import atomic_directory
+    from diffusers_cg.hub.model_card import write_openai_model_card
+    from diffusers_cg.models import DTYPES
     from diffusers_cg.pipelines.conversion import convert_checkpoints
 
     classifier_facts = {}
@@ -74,12 +77,10 @@ def run(settings: ConvertSettings) -> None:
             "attention_head_dim": settings.classifier_attention_head_dim,
             "new_attention_order": False,
         }
-    released = convert_checkpoints(
+    pipe, preset = convert_checkpoints(
         settings.unet,
         settings.classifier,
-        settings.output,
-        dtype=settings.dtype,
-        max_shard_size=settings.max_shard_size,
+        torch_dtype=DTYPES[settings.dtype],
         beta_schedule=DIFFUSERS_SCHEDULES.get(settings.beta_schedule),
         unet_facts={
             "sample_size": settings.sample_size,
@@ -91,6 +92,12 @@ def run(settings: ConvertSettings) -> None:
         classifier_facts=classifier_facts,
         low_res_size=settings.low_res_size,
     )
-    if released is not None:
+    with atomic_directory(settings.output, replaces="model_index.json") as directory:
+        pipe.save_pretrained(directory, max_shard_size=settings.max_shard_size)
+        if preset is not None:
+            classifier_file = None if settings.classifier is None else settings.classifier.name
+            files = (settings.unet.name, classifier_file)
+            write_openai_model_card(directory, pipe, *files, dtype=settings.dtype, name=settings.output.name)
+    if preset is not None:
         print("OpenAI released these weights for research, not for deployment: see README.md in the folder.")
     print(f"Saved {settings.output}.")

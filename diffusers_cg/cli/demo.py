@@ -22,7 +22,7 @@ class DemoSettings(ModelSettings):
 
 
 def run(settings: DemoSettings) -> None:
-    from diffusers_cg.demo.page import Studio, build_page
+    from diffusers_cg.demo.page import DemoModel, build_page
     from diffusers_cg.demo.space import write_space
 
     title = settings.title or Path(settings.model).name
@@ -30,5 +30,5 @@ def run(settings: DemoSettings) -> None:
         write_space(settings.model, settings.space, title)
         print(f"Saved {settings.space}.")
         return
-    page = build_page(Studio.load(settings.model, settings.device), title)
+    page = build_page(DemoModel.load(settings.model, settings.device), title)
     page.launch(server_name=settings.host, server_port=settings.port, footer_links=[])

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import Positional
 
 from diffusers_cg_cli.settings import Settings
-from diffusers_cg_cli.shared import exclusive, given
+from diffusers_cg_cli.shared import exclusive
 
 
 class PushSettings(Settings):
@@ -22,10 +22,10 @@ class PushSettings(Settings):
     name: Positional[str]
     """OWNER/NAME on the Hub; made where there is none."""
 
-    private: FlagCreatePairsOff[bool] = False
+    private: bool = False
     """Of a repository that is made."""
 
-    public: FlagCreatePairsOff[bool] = False
+    public: bool = False
     """The opposite, and the Hub's default."""
 
     with_code: bool = False
@@ -49,14 +49,22 @@ class PushSettings(Settings):
     token: str | None = None
     """Of the Hub; hf auth login or HF_TOKEN by default."""
 
-    _check = exclusive("private", "public")
+    _check_opposites = exclusive("private", "public")
 
 
 def run(settings: PushSettings) -> None:
-    from diffusers_cg.hub.publishing import Extras, push_folder
+    from diffusers_cg.hub.publishing import push_folder
 
-    private = settings.private or (False if settings.public else None)
-    known = given(license=settings.license, datasets=settings.datasets, base_model=settings.base_model)
-    extras = Extras(settings.with_code, settings.grid, settings.report, known)
-    commit = push_folder(settings.folder, settings.name, private, settings.token, extras)
+    commit = push_folder(
+        settings.folder,
+        settings.name,
+        private=settings.private or (False if settings.public else None),
+        token=settings.token,
+        with_code=settings.with_code,
+        grid=settings.grid,
+        report=settings.report,
+        license=settings.license,
+        datasets=settings.datasets,
+        base_model=settings.base_model,
+    )
     print(f"Published {commit.commit_url}.")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from diffusers_cg_cli.shared import DrawSettings, Scale, given
+from diffusers_cg_cli.shared import DrawSettings, Scale
 
 
 class SampleSettings(DrawSettings):
@@ -59,38 +59,36 @@ class SampleSettings(DrawSettings):
     """Leave samples.npz, in the layout of the reference."""
 
     @model_validator(mode="after")
-    def _check(self) -> "SampleSettings":
-        of_upsampler = (
-            *(self.upsampler_num_inference_steps, self.upsampler_classifier_scale),
-            *(self.low_res_noise, self.low_res_blur),
-        )
-        if self.upsampler is None and any(value is not None for value in of_upsampler):
+    def _check_upsampler(self) -> "SampleSettings":
+        steps_and_scale = (self.upsampler_num_inference_steps, self.upsampler_classifier_scale)
+        if self.upsampler is None and any(
+            value is not None for value in (*steps_and_scale, self.low_res_noise, self.low_res_blur)
+        ):
             raise ValueError("Flags of the upsampler need one: pass --upsampler, or leave them out")
         return self
 
 
 def run(settings: SampleSettings) -> None:
-    from diffusers_cg.generation import Stage, sample_to_folder, start_processes
-    from diffusers_cg.pipelines.conversion import DTYPES
+    from diffusers_cg.generation import SavedPipeline, generate_to_folder, start_processes
+    from diffusers_cg.models import DTYPES
 
-    dtype = DTYPES[settings.dtype]
-    base = Stage(
+    common = {"algorithm": settings.sampler, "dtype": DTYPES[settings.dtype], "eta": settings.eta}
+    base = SavedPipeline(
         settings.model,
-        settings.sampler,
-        settings.num_inference_steps,
-        settings.classifier_scale,
-        dtype,
-        given(eta=settings.eta, timesteps=settings.timesteps),
+        num_inference_steps=settings.num_inference_steps,
+        classifier_scale=settings.classifier_scale,
+        timesteps=settings.timesteps,
+        **common,
     )
-    upsampler = settings.upsampler and Stage(
+    upsampler = settings.upsampler and SavedPipeline(
         settings.upsampler,
-        settings.sampler,
-        settings.upsampler_num_inference_steps,
-        settings.upsampler_classifier_scale,
-        dtype,
-        given(eta=settings.eta, low_res_noise=settings.low_res_noise, low_res_blur=settings.low_res_blur),
+        num_inference_steps=settings.upsampler_num_inference_steps,
+        classifier_scale=settings.upsampler_classifier_scale,
+        low_res_noise=settings.low_res_noise,
+        low_res_blur=settings.low_res_blur,
+        **common,
     )
-    sample_to_folder(
+    generate_to_folder(
         settings.output,
         base,
         upsampler,

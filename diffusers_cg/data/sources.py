@@ -77,8 +77,7 @@ def open_images(
     if isinstance(source, FeatureStatistics):
         raise InputError(f"{source.source} holds statistics of features instead of images.")
     if isinstance(source, np.ndarray):
-        check_array("The array", source.dtype, source.shape)
-        return ArrayImages(source)
+        return open_array(source, labels)
     if is_dataset(source):
         return open_dataset(
             source,
@@ -105,6 +104,16 @@ def open_images(
     if not path.is_file():
         raise InputError(f"There is no file or folder {path}: pass an .npz or a folder of images.")
     return open_npz(path, labels, class_names, num_classes)
+
+
+def open_array(images: np.ndarray, labels: Labels = "ignored") -> ArrayImages:
+    """Images (N, H, W, C) uint8 in memory, without classes."""
+    check_array("The array", images.dtype, images.shape)
+    if labels == "required":
+        raise InputError("The array states no labels: pass an .npz that holds them beside the images, as arr_1.")
+    if labels == "ignored":
+        return ArrayImages(images)
+    return ArrayImages(images, labels=np.zeros(len(images), dtype=np.int64), class_names=[ONLY_CLASS])
 
 
 def open_set(source: Source | FeatureStatistics, **options) -> ImageSet | FeatureStatistics:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from PIL import Image
 
-from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError, import_extra
-from diffusers_cg.generation.stages import Stage, resolve_device
-from diffusers_cg.pipelines import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
-from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
+from diffusers_cg.generation import SavedPipeline, resolve_device
+from diffusers_cg.generation.saved_pipeline import PIPELINES
+from diffusers_cg.pipelines import ClassifierGuidedPipeline
 
 
 if TYPE_CHECKING:
@@ -26,26 +26,7 @@ SCALES = (0, 0.5, 1, 2, 4, 8)  # of the second tab, times the model's own
 PREVIEWS_PER_RUN = 25  # more would keep the page busy rather than the model
 
 
-# ------------------------------------------------------------------------------------------------------------- sampling
-
-
-@dataclass(frozen=True)
-class Order:
-    """Images that somebody asks for on the page.
-
-    Args:
-        class_label (`int`, *optional*): None for a model that needs none.
-        classifier_scales (list of `float`): One for every image.
-        num_inference_steps (`int`): Steps.
-        sampler (`"ddpm"` or `"ddim"`): Algorithm 1 or 2.
-        seeds (list of tuples of `int`): What each image follows from.
-    """
-
-    class_label: int | None
-    classifier_scales: list[float]
-    num_inference_steps: int
-    sampler: Literal["ddpm", "ddim"]
-    seeds: list[tuple[int, ...]]
+# ------------------------------------------------------------------------------------------------------------- drawing
 
 
 @dataclass(frozen=True)
@@ -60,29 +41,26 @@ class Preview:
         return "Done." if self.step == self.num_steps else f"Step {self.step} of {self.num_steps}"
 
 
-class Studio:
-    """A pipeline of both samplers that shows its images step by step.
+class DemoModel:
+    """A pipeline, by both algorithms, that shows its images step by step.
 
     Args:
         pipe ([`ClassifierGuidedPipeline`]): Draws from noise.
     """
 
     def __init__(self, pipe: ClassifierGuidedPipeline):
-        self.pipes = {
-            cls.sampler: cls(**pipe.components, **pipe.parameters)
-            for cls in (ClassifierGuidedDDPMPipeline, ClassifierGuidedDDIMPipeline)
-        }
+        self.pipes = {name: cls(**pipe.components, **pipe.parameters) for name, cls in PIPELINES.items()}
         for one in self.pipes.values():
             one.set_progress_bar_config(disable=True)
 
     @classmethod
-    def load(cls, path: str, device: str | None = None) -> "Studio":
+    def load(cls, path: str, device: str | None = None) -> "DemoModel":
         """That of a folder or a name on the Hub, on a GPU if there is one.
 
         Raises:
-            ValueError: if there is no such pipeline, or it upsamples.
+            InputError: if there is no such pipeline, or it upsamples.
         """
-        return cls(Stage(path).load_base().to(resolve_device(device)))
+        return cls(SavedPipeline(path).load().to(resolve_device(device)))
 
     @property
     def pipe(self) -> ClassifierGuidedPipeline:
@@ -100,23 +78,32 @@ class Studio:
             return []
         return self.pipe.class_names or [str(label) for label in range(self.pipe.num_classes)]
 
-    def default(self, setting: Literal["num_inference_steps", "classifier_scale"], sampler: str) -> float:
+    def default(self, setting: Literal["num_inference_steps", "classifier_scale"], algorithm: str) -> float:
         """What is saved with the model."""
-        return self.pipes[sampler].config[f"{sampler}_{setting}"]
+        return self.pipes[algorithm].config[f"{algorithm}_{setting}"]
 
-    def order(
+    def draw(
         self,
         class_label: int | None,
         classifier_scale: float | Sequence[float] | None,
         num_inference_steps: float,
-        sampler: Literal["ddpm", "ddim"],
+        algorithm: Literal["ddpm", "ddim"],
         seed: float,
         num_images: float = 1,
-    ) -> Order:
-        """What to draw: several images of one scale, or the same noise at several scales.
+    ) -> Iterator[Preview]:
+        """Draws images of one scale, each from its own noise, or the same noise at several scales.
+
+        Args:
+            class_label (`int`, *optional*): None for a model that needs none.
+            classifier_scale (`float` or sequence of `float`): One for all images, or one per image.
+            num_inference_steps, seed, num_images (`float`): As the page's fields give whole numbers.
+            algorithm (`"ddpm"` or `"ddim"`): Algorithm 1 or 2.
+
+        Returns:
+            iterator of [`Preview`]: After every step, or every few; the last images are clean.
 
         Raises:
-            ValueError, TypeError: with one sentence for the person on the page; nothing has been computed by then.
+            InputError: with one sentence for the person on the page, before anything is computed.
         """
         seed = _whole_number("The seed", seed, 0, 2**32 - 1)
         num_inference_steps = _whole_number("The number of steps", num_inference_steps, 1, 1000)
@@ -124,63 +111,55 @@ class Studio:
         if classifier_scale is None:
             raise InputError("The scale must be a number of at least 0.")
         if isinstance(classifier_scale, Sequence):
-            scales, seeds = list(classifier_scale), [(seed, 0)] * len(classifier_scale)
+            scales, numbers = list(classifier_scale), [0] * len(classifier_scale)
         else:
-            scales, seeds = [classifier_scale] * num_images, [(seed, number) for number in range(num_images)]
-        order = Order(
-            class_label, scales if self.is_guided else [0.0] * len(scales), num_inference_steps, sampler, seeds
-        )
-        self.pipes[sampler].prepare_inputs(
-            **self._inputs(order), timesteps=None, guidance=None, latents=None, output_type="pil"
-        )
-        return order
-
-    def draw(self, order: Order) -> Iterator[Preview]:
-        """The images after every step, or every few: the last ones are clean.
-
-        The model works in a thread of its own. Whoever stops listening stops it.
-        """
-        pipe, previews = self.pipes[order.sampler], queue.Queue()
-        stop = threading.Event()
-        every = max(1, order.num_inference_steps // PREVIEWS_PER_RUN)
-
-        def on_step_end(pipe: ClassifierGuidedPipeline, step: int, _: torch.Tensor, tensors: dict) -> dict[str, Any]:
-            pipe._interrupt = stop.is_set()
-            if (step + 1) % every == 0 and step + 1 < pipe.num_timesteps:
-                images = pipe.image_processor.postprocess(tensors["latents"], output_type="pil")
-                previews.put(Preview(step + 1, pipe.num_timesteps, _enlarged(images)))
-            return {}
-
-        def work() -> None:
-            try:
-                images = pipe(**self._inputs(order), callback_on_step_end=on_step_end).images
-                previews.put(Preview(pipe.num_timesteps, pipe.num_timesteps, _enlarged(images)))
-            except Exception as error:  # for the thread that listens
-                previews.put(error)
-
-        worker = threading.Thread(target=work, daemon=True)
-        worker.start()
-        try:
-            while True:
-                preview = previews.get()
-                if isinstance(preview, Exception):
-                    raise preview
-                yield preview
-                if preview.step == preview.num_steps:
-                    return
-        finally:
-            stop.set()
-            worker.join()
-
-    def _inputs(self, order: Order) -> dict[str, Any]:
-        takes_labels = order.class_label is not None
-        return {
-            "class_labels": [order.class_label] * len(order.seeds) if takes_labels else None,
-            "batch_size": len(order.seeds),
-            "num_inference_steps": order.num_inference_steps,
-            "classifier_scale": order.classifier_scales,
-            "generator": [seeded_generator(*seed) for seed in order.seeds],
+            scales, numbers = [classifier_scale] * num_images, range(num_images)
+        call = {
+            "class_labels": None if class_label is None else [class_label] * len(scales),
+            "batch_size": len(scales),
+            "num_inference_steps": num_inference_steps,
+            "classifier_scale": scales if self.is_guided else 0.0,
         }
+        pipe = self.pipes[algorithm]
+        pipe.check_call(**call)
+        return _previews(pipe, generator=[seeded_generator(seed, k) for k in numbers], **call)
+
+
+def _previews(pipe: ClassifierGuidedPipeline, **call: Any) -> Iterator[Preview]:
+    """The images of a call after every step, or every few.
+
+    The model works in a thread of its own. Whoever stops listening stops it.
+    """
+    previews, stop = queue.Queue(), threading.Event()
+    every = max(1, call["num_inference_steps"] // PREVIEWS_PER_RUN)
+
+    def on_step_end(pipe: ClassifierGuidedPipeline, step: int, _: torch.Tensor, tensors: dict) -> dict[str, Any]:
+        pipe._interrupt = stop.is_set()
+        if (step + 1) % every == 0 and step + 1 < pipe.num_timesteps:
+            images = pipe.image_processor.postprocess(tensors["latents"], output_type="pil")
+            previews.put(Preview(step + 1, pipe.num_timesteps, _enlarged(images)))
+        return {}
+
+    def work() -> None:
+        try:
+            images = pipe(callback_on_step_end=on_step_end, **call).images
+            previews.put(Preview(pipe.num_timesteps, pipe.num_timesteps, _enlarged(images)))
+        except Exception as error:  # for the thread that listens
+            previews.put(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        while True:
+            preview = previews.get()
+            if isinstance(preview, Exception):
+                raise preview
+            yield preview
+            if preview.step == preview.num_steps:
+                return
+    finally:
+        stop.set()
+        worker.join()
 
 
 def _whole_number(what: str, number: float | None, least: int, most: int) -> int:
@@ -198,7 +177,7 @@ def _enlarged(images: Sequence[Image.Image]) -> list[Image.Image]:
 # ------------------------------------------------------------------------------------------------------------- the page
 
 
-def build_page(studio: Studio, title: str) -> "gradio.Blocks":
+def build_page(model: DemoModel, title: str) -> "gradio.Blocks":
     """The page: one tab for images of a class, another for one noise across scales.
 
     Those who press a button while the model is at work wait in Gradio's queue.
@@ -207,60 +186,61 @@ def build_page(studio: Studio, title: str) -> "gradio.Blocks":
     one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
     streamed = {"show_progress": "hidden", **one_at_a_time}
 
-    def draw(label, *settings):
+    def draw(label, scale, *settings):
         try:
-            order = studio.order(label, *settings)
-        except (ValueError, TypeError) as error:
+            previews = model.draw(label, scale, *settings)
+        except InputError as error:
             raise gradio.Error(str(error), print_exception=False) from error
-        for preview in studio.draw(order):
-            captions = [f"scale {scale:g}" for scale in order.classifier_scales]
-            yield list(zip(preview.images, captions)) if studio.is_guided else preview.images, str(preview)
+        for preview in previews:
+            scales = scale if isinstance(scale, list) else [scale] * len(preview.images)
+            captioned = [(image, f"scale {each:g}") for image, each in zip(preview.images, scales)]
+            yield captioned if model.is_guided else preview.images, str(preview)
 
-    def draw_across_scales(label, steps, sampler, seed):
-        scale = studio.default("classifier_scale", sampler)
-        yield from draw(label, [factor * scale for factor in SCALES], steps, sampler, seed)
+    def draw_across_scales(label, steps, algorithm, seed):
+        scale = model.default("classifier_scale", algorithm)
+        yield from draw(label, [factor * scale for factor in SCALES], steps, algorithm, seed)
 
-    def saved_defaults(sampler):
-        return studio.default("num_inference_steps", sampler), studio.default("classifier_scale", sampler)
+    def saved_defaults(algorithm):
+        return model.default("num_inference_steps", algorithm), model.default("classifier_scale", algorithm)
 
     def controls():
         label = gradio.Dropdown(
-            [(name, label) for label, name in enumerate(studio.class_names)],
-            value=0 if studio.class_names else None,
+            [(name, label) for label, name in enumerate(model.class_names)],
+            value=0 if model.class_names else None,
             label="Class",
-            visible=bool(studio.class_names),
+            visible=bool(model.class_names),
         )
-        sampler = gradio.Radio([("DDIM", "ddim"), ("DDPM", "ddpm")], value="ddim", label="Sampler")
-        steps = gradio.Number(studio.default("num_inference_steps", "ddim"), label="Steps")
+        algorithm = gradio.Radio([("DDIM", "ddim"), ("DDPM", "ddpm")], value="ddim", label="Sampler")
+        steps = gradio.Number(model.default("num_inference_steps", "ddim"), label="Steps")
         seed = gradio.Number(0, label="Seed")
-        return label, sampler, steps, seed
+        return label, algorithm, steps, seed
 
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f"# {title}")
         with gradio.Tab("Sample"), gradio.Row():
             with gradio.Column(scale=1):
-                label, sampler, steps, seed = controls()
+                label, algorithm, steps, seed = controls()
                 scale = gradio.Number(
-                    studio.default("classifier_scale", "ddim"), label="Classifier scale", visible=studio.is_guided
+                    model.default("classifier_scale", "ddim"), label="Classifier scale", visible=model.is_guided
                 )
                 count = gradio.Number(4, label=f"Images (up to {MAX_IMAGES})")
                 button = gradio.Button("Draw", variant="primary")
             with gradio.Column(scale=2):
                 status = gradio.Markdown("Choose, then press the button.", elem_id="sample-status")
                 gallery = gradio.Gallery(label="Images", columns=4, format="png", elem_id="sample-images")
-        sampler.change(saved_defaults, sampler, [steps, scale], api_visibility="private")
+        algorithm.change(saved_defaults, algorithm, [steps, scale], api_visibility="private")
         button.click(
-            draw, [label, scale, steps, sampler, seed, count], [gallery, status], api_name="sample", **streamed
+            draw, [label, scale, steps, algorithm, seed, count], [gallery, status], api_name="sample", **streamed
         )
-        with gradio.Tab("One seed across scales", visible=studio.is_guided), gradio.Row():
+        with gradio.Tab("One seed across scales", visible=model.is_guided), gradio.Row():
             with gradio.Column(scale=1):
-                label, sampler, steps, seed = controls()
+                label, algorithm, steps, seed = controls()
                 button = gradio.Button("Compare", variant="primary")
             with gradio.Column(scale=2):
                 status = gradio.Markdown("The same noise, guided more from left to right.", elem_id="scales-status")
                 gallery = gradio.Gallery(label="Images", columns=len(SCALES), format="png", elem_id="scales-images")
-        sampler.change(lambda sampler: saved_defaults(sampler)[0], sampler, steps, api_visibility="private")
+        algorithm.change(lambda algorithm: saved_defaults(algorithm)[0], algorithm, steps, api_visibility="private")
         button.click(
-            draw_across_scales, [label, steps, sampler, seed], [gallery, status], api_name="scales", **streamed
+            draw_across_scales, [label, steps, algorithm, seed], [gallery, status], api_name="scales", **streamed
         )
     return page.queue()

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 
 from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.errors import import_extra
-from diffusers_cg.generation.stages import check_path
+from diffusers_cg.generation.saved_pipeline import check_path
 from diffusers_cg.hub.model_card import CARD_FILE
 from diffusers_cg.hub.publishing import check_files, published_files
 from diffusers_cg.hub.standalone_code import PACKAGE
@@ -18,16 +18,16 @@ from diffusers_cg.hub.standalone_code import PACKAGE
 
 APP_FILE, MODEL_FOLDER = "app.py", "model"
 DISTRIBUTION, EXTRA = "diffusers-cg", "demo"
-NOT_NEEDED = "training"
+NOT_NEEDED = ("cli", "training")
 
 APP = '''"""The page of {title}."""
 
 from pathlib import Path
 
-from diffusers_cg.demo.page import Studio, build_page
+from diffusers_cg.demo.page import DemoModel, build_page
 
 
-page = build_page(Studio.load({path}), {title!r})
+page = build_page(DemoModel.load({path}), {title!r})
 
 if __name__ == "__main__":
     page.launch()
@@ -51,7 +51,7 @@ def write_space(model: str, directory: str | Path, title: str) -> None:
         title (`str`): Of the page.
 
     Raises:
-        ValueError, FileExistsError: if the model's folder, or the one to write, is something else.
+        InputError, FileExistsError: if the model's folder, or the one to write, is something else.
     """
     gradio = import_extra("gradio", EXTRA)
     check_path(model)
@@ -60,7 +60,7 @@ def write_space(model: str, directory: str | Path, title: str) -> None:
         path = repr(model)
         if folder.exists():
             check_files(folder)
-            _copy({f"{MODEL_FOLDER}/{name}": folder / name for name in published_files(folder)}, space)
+            _copy({f"{MODEL_FOLDER}/{name}": file for name, file in published_files(folder).items()}, space)
             path = f'str(Path(__file__).parent / "{MODEL_FOLDER}")'
         app = APP.format(title=title, path=path)
         if not folder.exists():
@@ -82,7 +82,7 @@ def write_space(model: str, directory: str | Path, title: str) -> None:
 
 
 def package_files() -> dict[str, Path]:
-    """The Python files of this package, but for training, by their paths in it.
+    """The Python files of this package, but for training and the command line, by their paths in it.
 
     A Space installs packages from an index, where this one is not.
     """
@@ -90,7 +90,9 @@ def package_files() -> dict[str, Path]:
     for module in (PACKAGE, f"{PACKAGE}.pipelines"):  # which lie apart where the package is installed editable
         root = Path(importlib.import_module(module).__file__).parent
         paths = (path.relative_to(root) for path in root.rglob("*.py"))
-        files |= {f"{module.replace('.', '/')}/{path}": root / path for path in paths if path.parts[0] != NOT_NEEDED}
+        files |= {
+            f"{module.replace('.', '/')}/{path}": root / path for path in paths if path.parts[0] not in NOT_NEEDED
+        }
     return files
 
 

@@ -1,8 +1,9 @@
 """Diffusion arithmetic, in one place."""
 
-from diffusers_cg.diffusion.conditioning_augmentation import augment_low_res, gaussian_blur
-from diffusers_cg.diffusion.gaussian_diffusion import Gaussian, GaussianDiffusion, ReverseStep, split_model_output
-from diffusers_cg.diffusion.likelihood import BitsPerDimension, bits_per_dimension
+from diffusers_cg.diffusion.bits_per_dimension import BitsPerDimension, bits_per_dimension
+from diffusers_cg.diffusion.conditioning_augmentation import augment_low_res, check_augmentation_level, gaussian_blur
+from diffusers_cg.diffusion.gaussian_diffusion import Gaussian, GaussianDiffusion, Prediction, split_model_output
+from diffusers_cg.diffusion.generators import Generators, seeded_generator
 from diffusers_cg.diffusion.losses import (
     LossType,
     TrainingLosses,
@@ -12,10 +13,13 @@ from diffusers_cg.diffusion.losses import (
     variational_bound_term,
 )
 from diffusers_cg.diffusion.schedulers import (
+    check_eta,
+    clip_range,
     resolve_timesteps,
-    scheduler_for_guided_noise,
+    scheduler_on_guided_noise,
     to_ddim_scheduler,
     to_ddpm_scheduler,
+    warn_of_amplification,
 )
 from diffusers_cg.diffusion.timestep_samplers import LossSecondMomentSampler, TimestepSampler, UniformSampler
 
@@ -24,22 +28,28 @@ __all__ = [
     "BitsPerDimension",
     "Gaussian",
     "GaussianDiffusion",
+    "Generators",
     "LossSecondMomentSampler",
     "LossType",
-    "ReverseStep",
+    "Prediction",
     "TimestepSampler",
     "TrainingLosses",
     "UniformSampler",
     "augment_low_res",
     "bits_per_dimension",
+    "check_augmentation_level",
+    "check_eta",
+    "clip_range",
     "gaussian_blur",
     "prior_term",
     "resolve_loss_type",
     "resolve_timesteps",
-    "scheduler_for_guided_noise",
+    "scheduler_on_guided_noise",
+    "seeded_generator",
     "split_model_output",
     "to_ddim_scheduler",
     "to_ddpm_scheduler",
     "training_losses",
     "variational_bound_term",
+    "warn_of_amplification",
 ]

@@ -3,7 +3,11 @@
 *Cascaded Diffusion Models* (Ho et al., 2021) trains upsamplers so; *Diffusion Models Beat GANs* does without.
 """
 
+import math
+
 import torch
+
+from diffusers_cg.errors import InputError
 
 
 Level = float | torch.Tensor
@@ -26,6 +30,12 @@ def augment_low_res(
     """
     blurred = gaussian_blur(low_res, blur_level)
     return blurred if noise is None else blurred + _per_image(noise_level, low_res) * noise
+
+
+def check_augmentation_level(name: str, level: float) -> None:
+    """Raises `InputError` unless the level of an augmentation is a finite number of at least 0."""
+    if isinstance(level, bool) or not isinstance(level, int | float) or not (level >= 0 and math.isfinite(level)):
+        raise InputError(f"`{name}` must be a finite number of at least 0 (off), got {level!r}.")
 
 
 def gaussian_blur(images: torch.Tensor, level: Level) -> torch.Tensor:

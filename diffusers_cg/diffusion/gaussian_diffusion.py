@@ -12,6 +12,15 @@ from diffusers_cg.errors import InputError
 
 VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"]
 
+# between whole timesteps: tables that follow from their logarithm, and from sigma = sqrt(1 / abar - 1)
+VARIANCES = {"posterior_variance": "posterior_log_variance", "large_variance": "large_log_variance"}
+OF_SIGMA = {
+    "abar": lambda sigma: 1 / (1 + sigma**2),
+    "sqrt_abar": lambda sigma: (1 + sigma**2) ** -0.5,
+    "sqrt_one_minus_abar": lambda sigma: sigma * (1 + sigma**2) ** -0.5,
+    "sqrt_recip_abar": lambda sigma: (1 + sigma**2) ** 0.5,
+}
+
 
 @dataclass
 class Gaussian:
@@ -26,10 +35,20 @@ class Gaussian:
 
 
 @dataclass
-class ReverseStep(Gaussian):
-    """p(x_{t-1} | x_t) of the model, with the clean image that its mean is built on, (B, C, H, W)."""
+class Prediction:
+    """What a network sees in a noisy image x_t; every field is (B, C, H, W) or broadcasts to it, float32.
 
+    Args:
+        noise (`torch.Tensor`): eps, as the network says it.
+        pred_original_sample (`torch.Tensor`): The clean image x_0 that x_t and this noise imply, clipped if that was
+            asked for.
+        variance, log_variance (`torch.Tensor`): Sigma of p(x_{t-1} | x_t), learned or fixed.
+    """
+
+    noise: torch.Tensor
     pred_original_sample: torch.Tensor
+    variance: torch.Tensor
+    log_variance: torch.Tensor
 
 
 class GaussianDiffusion:
@@ -86,6 +105,7 @@ class GaussianDiffusion:
         self._index = torch.full((num_train_timesteps,), -1, dtype=torch.int64)
         self._index[kept] = torch.arange(len(kept))
         self._tables = {
+            "abar": abar,
             "sqrt_abar": abar.sqrt(),
             "sqrt_one_minus_abar": (1 - abar).sqrt(),
             "sqrt_abar_next": abar_next.sqrt(),
@@ -122,12 +142,15 @@ class GaussianDiffusion:
         variance_type = scheduler.config.get("variance_type") or "fixed_small"
         return cls(scheduler.betas, timesteps=timesteps, variance_type=variance_type)
 
-    def coefficient(self, name: str, timestep: torch.Tensor | int, like: torch.Tensor) -> torch.Tensor:
+    def coefficient(self, name: str, timestep: torch.Tensor | float | int, like: torch.Tensor) -> torch.Tensor:
         """Entry of a table at each timestep, shaped to broadcast over `like` (B, C, H, W), float32.
 
-        NaN at a timestep that is not in the subset.
+        NaN at a timestep that is not in the subset. Between whole timesteps, the logarithm of sigma_t and those of
+        variances are linear in t.
         """
         timestep = torch.as_tensor(timestep)
+        if timestep.is_floating_point():
+            return self._coefficient_between(name, timestep, like)
         if self._index.device != timestep.device:
             self._index = self._index.to(timestep.device)
         table = self._tables[name]
@@ -135,6 +158,17 @@ class GaussianDiffusion:
             table = self._tables[name] = table.float().to(timestep.device)
         values = table[self._index[timestep]].to(like.device)
         return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+    def _coefficient_between(self, name: str, timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        if name in VARIANCES:
+            return self._coefficient_between(VARIANCES[name], timestep, like).exp()
+        if name in OF_SIGMA:
+            return OF_SIGMA[name](self._coefficient_between("sqrt_recip_abar_minus_one", timestep, like))
+        below, above = (self.coefficient(name, t.long(), like) for t in (timestep.floor(), timestep.ceil()))
+        weight = timestep.frac().to(below).reshape(-1, *(1,) * (like.ndim - 1))
+        if name == "sqrt_recip_abar_minus_one":
+            return torch.lerp(below.log(), above.log(), weight).exp()
+        return torch.lerp(below, above, weight)
 
     # ------------------------------------------------------------------------------------------------ forward process
 
@@ -186,45 +220,30 @@ class GaussianDiffusion:
             self.coefficient("sqrt_recip_abar", timestep, sample) * sample - pred_original_sample
         ) / self.coefficient("sqrt_recip_abar_minus_one", timestep, sample)
 
-    def predict_original_and_noise(
+    def predict(
         self,
         model_output: torch.Tensor,
         sample: torch.Tensor,
-        timestep: torch.Tensor | int,
+        timestep: torch.Tensor | float | int,
         clip_range: float | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The clean image that the network sees in the sample x_t, clipped, and the noise that follows from it.
-
-        Arguments are those of [`p_mean_variance`].
-        """
-        noise, _ = split_model_output(model_output, sample)
-        pred_original_sample = self.predict_original(noise, sample, timestep, clip_range)
-        return pred_original_sample, self.predict_noise(pred_original_sample, sample, timestep)
-
-    def p_mean_variance(
-        self,
-        model_output: torch.Tensor,
-        sample: torch.Tensor,
-        timestep: torch.Tensor | int,
-        clip_range: float | None = None,
-    ) -> ReverseStep:
-        """p(x_{t-1} | x_t) from what the network says of the sample x_t.
+    ) -> Prediction:
+        """What the network's output says of the sample x_t.
 
         Args:
             model_output (`torch.Tensor`): Predicted noise (B, C, H, W), followed by the raw variance for
                 `"learned_range"`: (B, 2C, H, W). Without a learned variance a second half is ignored.
             sample (`torch.Tensor`): x_t, (B, C, H, W).
-            timestep (`torch.Tensor` or `int`): One for all or one per image.
+            timestep (`torch.Tensor`, `float` or `int`): One for all or one per image; fractional ones only if the
+                process has all timesteps.
             clip_range (`float`, *optional*): Bound on the absolute value of the predicted clean image.
 
         Raises:
-            ValueError: if a learned variance is asked for and the output has no second half.
+            InputError: if a learned variance is asked for and the output has no second half.
         """
         noise, predicted_variance = split_model_output(model_output, sample)
         pred_original_sample = self.predict_original(noise, sample, timestep, clip_range)
-        posterior = self.q_posterior(pred_original_sample, sample, timestep)
 
-        if self.variance_type == "learned_range":
+        if self.variance_type == "learned_range":  # eq. 15 of Improved DDPM
             if predicted_variance is None:
                 raise InputError(
                     "The learned variance needs twice as many output channels as the sample has, got "
@@ -232,14 +251,30 @@ class GaussianDiffusion:
                 )
             weight = (predicted_variance + 1) / 2
             log_beta = self.coefficient("log_beta", timestep, sample)
-            log_variance = weight * log_beta + (1 - weight) * posterior.log_variance
+            log_variance = weight * log_beta + (1 - weight) * self.coefficient(
+                "posterior_log_variance", timestep, sample
+            )
             variance = log_variance.exp()
-        elif self.variance_type.startswith("fixed_large"):
-            variance = self.coefficient("large_variance", timestep, sample)
-            log_variance = self.coefficient("large_log_variance", timestep, sample)
         else:
-            variance, log_variance = posterior.variance, posterior.log_variance
-        return ReverseStep(posterior.mean, variance, log_variance, pred_original_sample)
+            kind = "large" if self.variance_type.startswith("fixed_large") else "posterior"
+            variance = self.coefficient(f"{kind}_variance", timestep, sample)
+            log_variance = self.coefficient(f"{kind}_log_variance", timestep, sample)
+        return Prediction(noise, pred_original_sample, variance, log_variance)
+
+    def p(self, prediction: Prediction, sample: torch.Tensor, timestep: torch.Tensor | int) -> Gaussian:
+        """p(x_{t-1} | x_t): the posterior's mean for the predicted clean image, and the predicted variance."""
+        mean = self.q_posterior(prediction.pred_original_sample, sample, timestep).mean
+        return Gaussian(mean, prediction.variance, prediction.log_variance)
+
+    def p_mean_variance(
+        self,
+        model_output: torch.Tensor,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | int,
+        clip_range: float | None = None,
+    ) -> Gaussian:
+        """[`p`] from the network's output, for which see [`predict`]."""
+        return self.p(self.predict(model_output, sample, timestep, clip_range), sample, timestep)
 
 
 def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> None:

@@ -1,7 +1,8 @@
-"""diffusers' schedulers as the samplers use them: which timesteps, and one step on guided noise."""
+"""diffusers' schedulers under the paper's two algorithms: what they are turned into, and which timesteps they take."""
 
 import copy
 import inspect
+import logging
 from collections.abc import Sequence
 from numbers import Integral
 
@@ -12,6 +13,88 @@ from diffusers_cg.diffusion.gaussian_diffusion import GaussianDiffusion, check_t
 from diffusers_cg.errors import InputError
 
 
+MAX_AMPLIFICATION = 100  # of guidance by one step; the paper's settings stay below 3
+
+logger = logging.getLogger(__name__)
+
+
+# --------------------------------------------------------------------------------------------------- the two algorithms
+
+
+def to_ddpm_scheduler(scheduler: SchedulerMixin, learned_variance: bool) -> DDPMScheduler:
+    """For Algorithm 1: `scheduler` itself if it is a `DDPMScheduler`, else one of the same noise schedule, evenly spaced.
+
+    Args:
+        scheduler (`SchedulerMixin`): Any scheduler of diffusers.
+        learned_variance (`bool`): Whether the unet gives a variance: the learned range is taken where `scheduler` states
+            none, or the posterior's.
+
+    Raises:
+        InputError: if the arithmetic does not cover the scheduler, or it expects a variance that the unet does not give.
+    """
+    GaussianDiffusion.from_scheduler(scheduler)
+    if not isinstance(scheduler, DDPMScheduler):
+        variance_type = scheduler.config.get("variance_type") or (
+            "learned_range" if learned_variance else "fixed_small"
+        )
+        scheduler = DDPMScheduler.from_config(
+            scheduler.config, timestep_spacing="linspace", variance_type=variance_type
+        )
+    if scheduler.config.variance_type == "learned_range" and not learned_variance:
+        raise InputError(
+            "The scheduler expects a learned variance, but the unet has as many output channels as input channels: use "
+            "variance_type='fixed_small' or 'fixed_large'."
+        )
+    return scheduler
+
+
+def to_ddim_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """For Algorithm 2: a `DDIMScheduler` in place of a `DDPMScheduler` ("leading" spacing, as the paper's), else itself.
+
+    Raises:
+        InputError: if samples of the scheduler do not keep variance, so that a classifier cannot read them, or the
+            arithmetic does not cover it.
+    """
+    if isinstance(scheduler, DDPMScheduler):
+        scheduler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading")
+    if getattr(scheduler, "init_noise_sigma", None) != 1:
+        raise InputError(
+            f"Samples of {type(scheduler).__name__} do not keep variance, as noisy classifiers and unets are trained "
+            "for: use DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler or the like."
+        )
+    GaussianDiffusion.from_scheduler(scheduler)
+    return scheduler
+
+
+def scheduler_on_guided_noise(scheduler: SchedulerMixin, diffusion: GaussianDiffusion) -> SchedulerMixin:
+    """A copy of `scheduler`, set to its timesteps, for stepping on guided noise, which must not be clipped once more.
+
+    A stock `DDIMScheduler` assumes equal spacing. Its copy runs on the respaced process instead, so it is exact for any
+    timesteps; its own timesteps count down from `len(diffusion.timesteps) - 1`.
+
+    Args:
+        scheduler (`SchedulerMixin`): As [`resolve_timesteps`] left it; not changed.
+        diffusion (`GaussianDiffusion`): The process; for a `DDIMScheduler` over exactly the timesteps to sample with.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    as_given = {"clip_sample": False, "thresholding": False, "variance_type": None}
+    scheduler.register_to_config(**{name: value for name, value in as_given.items() if name in scheduler.config})
+    if isinstance(scheduler, DDIMScheduler):
+        num_steps = len(diffusion.timesteps)
+        scheduler.register_to_config(num_train_timesteps=num_steps, timestep_spacing="leading", steps_offset=0)
+        scheduler.alphas_cumprod = diffusion.alphas_cumprod.float()
+        scheduler.set_timesteps(num_steps)
+    return scheduler
+
+
+# ---------------------------------------------------------------------------------------------------- what a call takes
+
+
+def clip_range(scheduler: SchedulerMixin) -> float | None:
+    """Bound on the predicted clean image, as the scheduler's `clip_sample` and `clip_sample_range` say."""
+    return scheduler.config.get("clip_sample_range", 1.0) if scheduler.config.get("clip_sample", False) else None
+
+
 def resolve_timesteps(
     scheduler: SchedulerMixin, num_inference_steps: int | None, timesteps: Sequence[int] | None
 ) -> list[int]:
@@ -20,7 +103,7 @@ def resolve_timesteps(
     Sets the scheduler's timesteps as a side effect.
 
     Raises:
-        ValueError: if there are too few or too many steps, or the timesteps given are not whole numbers, out of range
+        InputError: if there are too few or too many steps, or the timesteps given are not whole numbers, out of range
             or not decreasing.
     """
     num_train_timesteps = scheduler.config.num_train_timesteps
@@ -58,52 +141,20 @@ def _whole_numbers(timesteps: Sequence[int]) -> list[int]:
     raise InputError(f"`timesteps` must be whole numbers, in a list or the like, got {timesteps!r}.")
 
 
-def to_ddpm_scheduler(scheduler: SchedulerMixin, learned_variance: bool) -> DDPMScheduler:
-    """`scheduler` itself if it is a `DDPMScheduler`, else one of the same noise schedule, evenly spaced as the paper's.
-
-    Args:
-        scheduler (`SchedulerMixin`): Any scheduler of diffusers.
-        learned_variance (`bool`): Variance type where `scheduler` states none: the learned range or the posterior's.
-    """
-    if isinstance(scheduler, DDPMScheduler):
-        return scheduler
-    stated = scheduler.config.get("variance_type")
-    variance_type = stated or ("learned_range" if learned_variance else "fixed_small")
-    return DDPMScheduler.from_config(scheduler.config, timestep_spacing="linspace", variance_type=variance_type)
+def check_eta(eta: float, scheduler: SchedulerMixin) -> None:
+    """Raises `InputError` unless `eta` lies in [0, 1], and is 0 where the scheduler knows no such thing."""
+    if not 0.0 <= eta <= 1.0:
+        raise InputError(f"`eta` must lie in [0, 1], got {eta}.")
+    if eta > 0 and not isinstance(scheduler, DDIMScheduler):
+        raise InputError(f"`eta` needs a DDIMScheduler, but this pipeline's is a {type(scheduler).__name__}.")
 
 
-def to_ddim_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
-    """A `DDIMScheduler` in place of a `DDPMScheduler` ("leading" spacing, as the paper's); any other as it is.
-
-    Raises:
-        ValueError: if samples of the scheduler do not keep variance, so that a classifier cannot read them.
-    """
-    if isinstance(scheduler, DDPMScheduler):
-        return DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading")
-    if getattr(scheduler, "init_noise_sigma", None) != 1:
-        raise InputError(
-            f"Samples of {type(scheduler).__name__} do not keep variance, as noisy classifiers and unets are trained "
-            "for: use DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler or the like."
+def warn_of_amplification(diffusion: GaussianDiffusion) -> None:
+    """Warns where Algorithm 2's first step takes so little signal to so much more that guidance drowns the image."""
+    signal = diffusion.alphas_cumprod.sqrt()
+    amplification = (signal[-2] / signal[-1]).item() if len(signal) > 1 else 1.0
+    if amplification > MAX_AMPLIFICATION:
+        logger.warning(
+            f"The first step, from timestep {diffusion.timesteps[0]}, multiplies what guidance adds by "
+            f"{amplification:.0f}: guided images will be ruined. Give the scheduler timestep_spacing='leading'."
         )
-    return scheduler
-
-
-def scheduler_for_guided_noise(scheduler: SchedulerMixin, diffusion: GaussianDiffusion) -> SchedulerMixin:
-    """A copy of `scheduler`, set to its timesteps, for stepping on guided noise, which must not be clipped once more.
-
-    A stock `DDIMScheduler` assumes equal spacing. Its copy runs on the respaced process instead, so it is exact for any
-    timesteps; its own timesteps count down from `len(diffusion.timesteps) - 1`.
-
-    Args:
-        scheduler (`SchedulerMixin`): As [`resolve_timesteps`] left it; not changed.
-        diffusion (`GaussianDiffusion`): The process; for a `DDIMScheduler` over exactly the timesteps to sample with.
-    """
-    scheduler = copy.deepcopy(scheduler)
-    as_given = {"clip_sample": False, "thresholding": False, "variance_type": None}
-    scheduler.register_to_config(**{name: value for name, value in as_given.items() if name in scheduler.config})
-    if isinstance(scheduler, DDIMScheduler):
-        num_steps = len(diffusion.timesteps)
-        scheduler.register_to_config(num_train_timesteps=num_steps, timestep_spacing="leading", steps_offset=0)
-        scheduler.alphas_cumprod = diffusion.alphas_cumprod.float()
-        scheduler.set_timesteps(num_steps)
-    return scheduler

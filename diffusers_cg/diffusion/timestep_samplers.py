@@ -5,9 +5,7 @@ from typing import Protocol
 
 import torch
 
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
-"""One generator for the batch, or one per image, so that an image's timestep does not depend on its batch."""
+from diffusers_cg.diffusion.generators import Generators
 
 
 class TimestepSampler(Protocol):

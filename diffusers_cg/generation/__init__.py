@@ -1,17 +1,26 @@
-"""Many images from saved pipelines, by as many processes as there are: what `diffusers-cg sample` and `sweep` do."""
+"""Many images from saved pipelines, resumable, by as many processes as there are."""
 
-from diffusers_cg.generation.folder import SampleFolder
-from diffusers_cg.generation.requests import Request, make_requests
-from diffusers_cg.generation.sample import sample_to_folder, start_processes
-from diffusers_cg.generation.stages import Stage, resolve_device
+from diffusers_cg.generation.generate import draw_images, generate_to_folder, resolve_device, start_processes
+from diffusers_cg.generation.sample_folder import (
+    BESIDE_SAMPLES,
+    ImageToDraw,
+    SampleFolder,
+    check_classes,
+    images_to_draw,
+)
+from diffusers_cg.generation.saved_pipeline import SavedPipeline, common_classes
 
 
 __all__ = [
-    "Request",
+    "BESIDE_SAMPLES",
+    "ImageToDraw",
     "SampleFolder",
-    "Stage",
-    "make_requests",
+    "SavedPipeline",
+    "check_classes",
+    "common_classes",
+    "draw_images",
+    "generate_to_folder",
+    "images_to_draw",
     "resolve_device",
-    "sample_to_folder",
     "start_processes",
 ]

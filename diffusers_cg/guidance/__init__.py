@@ -1,6 +1,14 @@
-"""Gradients of log p(y | x_t) that steer a sampler."""
+"""What steers a sampler: gradients of log p(y | x_t), mixed noises, replaced clean images."""
 
-from diffusers_cg.guidance.classifier_guidance import ClassifierGuidance, Guidance
+from diffusers_cg.guidance.classifier_guidance import ClassifierGuidance, classifier_gradient
+from diffusers_cg.guidance.guidance import Guidance, GuidanceFunction, GuidanceSum, GuidedStep
 
 
-__all__ = ["ClassifierGuidance", "Guidance"]
+__all__ = [
+    "ClassifierGuidance",
+    "Guidance",
+    "GuidanceFunction",
+    "GuidanceSum",
+    "GuidedStep",
+    "classifier_gradient",
+]

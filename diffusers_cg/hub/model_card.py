@@ -11,7 +11,6 @@ person has edited, added around it or deleted stays as they left it.
 """
 
 import hashlib
-import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -22,10 +21,8 @@ from typing import Any
 from diffusers import ModelMixin
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.report import Evaluation, metric_names
-from diffusers_cg.pipelines import ClassifierGuidedSuperResolutionPipeline
-from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
+from diffusers_cg.pipelines import ClassifierGuidedPipeline, ClassifierGuidedSuperResolutionPipeline
 
 
 CARD_FILE = "README.md"
@@ -55,12 +52,13 @@ low = torch.rand(1, {low_res_shape})  # in place of your image, in [0, 1]; PIL i
 images = pipe(image=low, {call}, generator=torch.manual_seed(0)).images"""
 
 CLASSIFIER_SNIPPET = """import torch
-from diffusers_cg import ClassifierGuidance, NoisyClassifierModel
+from diffusers_cg import NoisyClassifierModel
+from diffusers_cg.guidance import classifier_gradient
 
 classifier = NoisyClassifierModel.from_pretrained("{path}")
 noisy_images = torch.randn(1, {shape})  # x_t of a diffusion model whose clean images span [-1, 1]
 logits = classifier(noisy_images, 500).logits
-gradient = ClassifierGuidance(classifier)(noisy_images, torch.tensor(500), torch.tensor([0]))"""
+gradient = classifier_gradient(classifier, noisy_images, 500, torch.tensor([0]))  # of log p(y = 0 | x_t)"""
 
 WITH_CODE_SNIPPET = """from diffusers import DiffusionPipeline
 
@@ -286,20 +284,6 @@ def _eval_results(evaluation: Evaluation | None, task: str) -> list[EvalResult]:
         for name, value in evaluation.metrics.items()
         if value is not None
     ]
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """What a JSON file holds; None if there is no such file.
-
-    Raises:
-        ValueError: if it holds something else.
-    """
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a JSON file ({error}): write it anew, or leave it out.") from error
 
 
 def _sides(size: int | Sequence[int]) -> tuple[int, int]:

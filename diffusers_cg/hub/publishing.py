@@ -5,7 +5,6 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,50 +24,33 @@ from PIL import Image
 
 from diffusers_cg.data.files import list_files
 from diffusers_cg.data.grids import image_grid
-from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.report import REPORT_FILE, Evaluation
+from diffusers_cg.generation import draw_images
 from diffusers_cg.hub.hub_errors import HubError, hub_sentence
-from diffusers_cg.hub.model_card import CARD_FILE, SAMPLES_FILE, describe, read_json, update_card
-from diffusers_cg.hub.standalone_code import CODE_MODULE, HOST, PACKAGE, standalone_files
+from diffusers_cg.hub.model_card import CARD_FILE, SAMPLES_FILE, describe, update_card
+from diffusers_cg.hub.standalone_code import CODE_MODULE, INDEX_FILE, standalone_files
 from diffusers_cg.models import NoisyClassifierModel
 from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
+    ClassifierGuidedPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )
-from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
 
 
 logger = logging.getLogger(__name__)
 
-INDEX_FILE, TRAINING_FILE = "model_index.json", "training.json"
+TRAINING_FILE = "training.json"  # of the training scripts and of assemble_pipeline.py
 PIPELINES = {
     cls.__name__: cls
     for cls in (ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline)
 }
-WEIGHTS = ".safetensors"
 UNPICKLED = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # what loading would execute code of
 NOT_PUBLISHED = ("checkpoint-*", "logs")  # of a training run
-GRID_CLASSES, GRID_ROWS = 10, 3
+GRID_COLUMNS, GRID_ROWS = 10, 3
 MAX_CPU_PARAMETERS = 20_000_000  # of a pipeline whose samples are drawn unasked on a CPU: a minute at most
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What is published beside the model.
-
-    Args:
-        with_code (`bool`): Code for those who have not installed this package.
-        grid (`str` or `Path`, *optional*): Picture for the card; drawn where there is none and it does not take long.
-        report (`str` or `Path`, *optional*): Folder that `diffusers-cg evaluate` wrote; the model's own by default.
-        known (`dict`): `license`, `datasets` and `base_model`, for the card's metadata.
-    """
-
-    with_code: bool = False
-    grid: str | Path | None = None
-    report: str | Path | None = None
-    known: dict[str, Any] = field(default_factory=dict)
 
 
 def push_folder(
@@ -76,7 +58,10 @@ def push_folder(
     repo_id: str,
     private: bool | None = None,
     token: str | None = None,
-    extras: Extras | None = None,
+    with_code: bool = False,
+    grid: str | Path | None = None,
+    report: str | Path | None = None,
+    **known: str | list[str] | None,
 ) -> CommitInfo:
     """Publishes a saved pipeline, or the result of a training script, in one commit.
 
@@ -87,84 +72,95 @@ def push_folder(
         repo_id (`str`): `OWNER/NAME`; made where there is none.
         private (`bool`, *optional*): Of a repository that is made.
         token (`str`, *optional*): That of `hf auth login` or `HF_TOKEN` by default.
-        extras ([`Extras`]): Code, picture and metrics.
+        with_code (`bool`): Publish code for those who have not installed this package.
+        grid (`str` or `Path`, *optional*): Picture for the card; drawn where there is none and it does not take long.
+        report (`str` or `Path`, *optional*): Folder that `diffusers-cg evaluate` wrote; the model's own by default.
+        known (`dict`): `license`, `datasets` and `base_model` for the card's metadata, as far as they are known.
 
     Raises:
-        ValueError: if the folder, the name or an extra cannot be published.
+        InputError: if the folder, the name or what is to go along cannot be published.
         HubError: if the Hub refuses or fails; its sentence says why.
     """
     check_repo_id(repo_id)
     folder = Path(folder)
-    extras = extras or Extras()
     check_files(folder)
     model = load_published(folder)
     api = HfApi(token=token)
     with one_sentence(repo_id):
         api.create_repo(repo_id, private=private, exist_ok=True)
-        return _commit(api, model, folder, repo_id, extras)
+        return commit_with_card(api, model, folder, repo_id, with_code=with_code, grid=grid, report=report, **known)
 
 
 def upload_pipeline(
     pipe: ClassifierGuidedPipeline,
-    folder: str | Path,
+    working_dir: str | Path,
     repo_id: str,
-    token: str | None,
-    commit_message: str | None,
-    create_pr: bool,
-    subfolder: str | None,
-) -> CommitInfo:
-    """What diffusers' `push_to_hub` ends with, for a pipeline that it has saved in `folder`."""
-    folder = Path(folder)
-    (folder / CARD_FILE).unlink(missing_ok=True)  # diffusers' own, or what the Hub has
-    check_files(folder)
-    return _commit(HfApi(token=token), pipe, folder, repo_id, Extras(), commit_message, create_pr, subfolder)
-
-
-def _commit(
-    api: HfApi,
-    model: ClassifierGuidedPipeline | ModelMixin,
-    folder: Path,
-    repo_id: str,
-    extras: Extras,
+    token: str | None = None,
     commit_message: str | None = None,
     create_pr: bool = False,
     subfolder: str | None = None,
 ) -> CommitInfo:
-    with tempfile.TemporaryDirectory() as staging:
-        files = {path: folder / path for path in published_files(folder)}
-        if subfolder is None:
-            written = write_extras(model, folder, Path(staging), repo_id, _card_of(api, repo_id), extras)
-            files |= {path: Path(staging) / path for path in written}
-        operations = [
-            CommitOperationAdd(f"{subfolder}/{path}" if subfolder else path, file)
-            for path, file in sorted(files.items())
-        ]
-        if subfolder is None:
-            components = set(model.components) if isinstance(model, ClassifierGuidedPipeline) else set()
-            operations += [CommitOperationDelete(path) for path in _outdated(api, repo_id, set(files), components)]
-        return api.create_commit(
-            repo_id,
-            operations,
-            commit_message=commit_message or f"Upload {type(model).__name__}",
-            create_pr=create_pr,
-        )
+    """What diffusers' `push_to_hub` ends with, for a pipeline that it has saved in `working_dir`."""
+    folder, api = Path(working_dir), HfApi(token=token)
+    (folder / CARD_FILE).unlink(missing_ok=True)  # diffusers' own, or what the Hub has
+    check_files(folder)
+    if subfolder is None:
+        return commit_with_card(api, pipe, folder, repo_id, commit_message, create_pr)
+    additions = [CommitOperationAdd(f"{subfolder}/{path}", file) for path, file in published_files(folder).items()]
+    return api.create_commit(
+        repo_id, additions, commit_message=commit_message or f"Upload {type(pipe).__name__}", create_pr=create_pr
+    )
 
 
-def write_extras(
+def commit_with_card(
+    api: HfApi,
     model: ClassifierGuidedPipeline | ModelMixin,
     folder: Path,
-    staging: Path,
+    repo_id: str,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    **beside: Any,
+) -> CommitInfo:
+    """Publishes a folder and what [`write_beside`] adds to it, and deletes what an earlier push left and this one has not.
+
+    In one commit, which `HfApi.upload_folder` does not promise: where `hf_xet` is installed it commits in parts.
+    """
+    with tempfile.TemporaryDirectory() as staging:
+        write_beside(Path(staging), model, folder, repo_id, _card_of(api, repo_id), **beside)
+        files = published_files(folder) | published_files(Path(staging))
+        components = set(model.components) if isinstance(model, ClassifierGuidedPipeline) else set()
+        operations = [
+            *(CommitOperationAdd(path, file) for path, file in sorted(files.items())),
+            *(CommitOperationDelete(path) for path in _outdated(api, repo_id, set(files), components)),
+        ]
+        message = commit_message or f"Upload {type(model).__name__}"
+        return api.create_commit(repo_id, operations, commit_message=message, create_pr=create_pr)
+
+
+def write_beside(
+    directory: Path,
+    model: ClassifierGuidedPipeline | ModelMixin,
+    folder: Path,
     repo_id: str,
     card: ModelCard | None,
-    extras: Extras,
-) -> list[str]:
-    """Writes the card and what else is not in the folder yet into another, and returns the names of the files."""
-    if extras.with_code:
-        for name, source in standalone_code(model, folder).items():
-            (staging / name).write_text(source)
-    grid = read_grid(extras.grid) if extras.grid is not None else draw_samples(model)
-    if grid is not None:
-        grid.save(staging / SAMPLES_FILE)
+    with_code: bool = False,
+    grid: str | Path | None = None,
+    report: str | Path | None = None,
+    **known: str | list[str] | None,
+) -> None:
+    """Writes the card, and what else goes beside the files of the folder or in their place.
+
+    Args:
+        directory (`Path`): Where to.
+        card (`ModelCard`, *optional*): The one that the Hub has.
+        model, folder, repo_id, with_code, grid, report, known: As for [`push_folder`].
+    """
+    if with_code:
+        for name, source in standalone_files(model, folder).items():
+            (directory / name).write_text(source)
+    picture = read_grid(grid) if grid is not None else draw_samples(model)
+    if picture is not None:
+        picture.save(directory / SAMPLES_FILE)
     if (folder / CARD_FILE).is_file():
         ours = ModelCard.load(folder / CARD_FILE)
         if card is not None and card.text.strip() != ours.text.strip():
@@ -173,45 +169,25 @@ def write_extras(
             )
         card = card or ours
     evaluation = None
-    if extras.report is not None or (folder / REPORT_FILE).is_file():
-        evaluation = Evaluation.load(extras.report or folder)
+    if report is not None or (folder / REPORT_FILE).is_file():
+        evaluation = Evaluation.load(report or folder)
     data, sections = describe(
         model,
         repo_id,
-        with_code=extras.with_code,
-        samples=grid is not None or (folder / SAMPLES_FILE).is_file(),
+        with_code=with_code,
+        samples=picture is not None or (folder / SAMPLES_FILE).is_file(),
         training=read_json(folder / TRAINING_FILE),
         evaluation=evaluation,
-        **extras.known,
+        **{name: value for name, value in known.items() if value is not None},
     )
-    update_card(card, data, sections).save(staging / CARD_FILE)
-    return [file.name for file in staging.iterdir()]
-
-
-def standalone_code(model: ClassifierGuidedPipeline | ModelMixin, folder: Path) -> dict[str, str]:
-    """Source files by name, and `model_index.json` for loading by them.
-
-    diffusers refuses a repository whose components are of a library that it does not know, before any code in the
-    repository runs. So they are recorded as diffusers' own, where both that code and this package put them.
-
-    Raises:
-        ValueError: if there is no pipeline to load.
-    """
-    if not isinstance(model, ClassifierGuidedPipeline):
-        raise InputError("Code is published with a pipeline: assemble one, or push this classifier without code.")
-    index = json.loads((folder / INDEX_FILE).read_text())
-    for name, value in index.items():
-        if isinstance(value, list) and value[0] == PACKAGE:
-            index[name] = [HOST, value[1]]
-    ours = [type(part) for part in model.components.values() if type(part).__module__.split(".")[0] == PACKAGE]
-    return {**standalone_files(type(model), ours), INDEX_FILE: json.dumps(index, indent=2) + "\n"}
+    update_card(card, data, sections).save(directory / CARD_FILE)
 
 
 # --------------------------------------------------------------------------------------------------------------- checks
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raises `ValueError` unless this is `OWNER/NAME` as the Hub allows it."""
+    """Raises `InputError` unless this is `OWNER/NAME` as the Hub allows it."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError:
@@ -223,14 +199,18 @@ def check_repo_id(repo_id: str) -> None:
         )
 
 
-def published_files(folder: Path) -> list[str]:
-    """Paths, below the folder of a model, of the files to publish: all but hidden ones and those of a run's checkpoints."""
-    paths = [file.relative_to(folder) for file in list_files(folder)]
-    return [path.as_posix() for path in paths if not any(Path(path.parts[0]).match(name) for name in NOT_PUBLISHED)]
+def published_files(folder: Path) -> dict[str, Path]:
+    """The files of a model's folder to publish, by their paths in it: all but hidden ones and those of a run's checkpoints."""
+    files = {file.relative_to(folder): file for file in list_files(folder)}
+    return {
+        path.as_posix(): file
+        for path, file in files.items()
+        if not any(Path(path.parts[0]).match(name) for name in NOT_PUBLISHED)
+    }
 
 
 def check_files(folder: Path) -> None:
-    """Raises `ValueError` where a folder holds no model, or files that would have to be unpickled."""
+    """Raises `InputError` where a folder holds no model, or files that would have to be unpickled."""
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}: pass that of a saved pipeline or a training result.")
     pickles = [path for path in published_files(folder) if path.endswith(UNPICKLED)]
@@ -245,11 +225,11 @@ def load_published(folder: Path) -> ClassifierGuidedPipeline | ModelMixin:
     """The model of a folder, on a GPU if there is one.
 
     Raises:
-        ValueError: if it is none of ours, or does not load.
+        InputError: if it is none of ours, or does not load.
     """
     try:
         if (folder / INDEX_FILE).is_file():
-            name = json.loads((folder / INDEX_FILE).read_text()).get("_class_name")
+            name = read_json(folder / INDEX_FILE).get("_class_name")
             if name not in PIPELINES:
                 raise InputError(f"it is a {name}, not one of {', '.join(sorted(PIPELINES))}")
             model = PIPELINES[name].from_pretrained(folder, use_safetensors=True)
@@ -258,7 +238,7 @@ def load_published(folder: Path) -> ClassifierGuidedPipeline | ModelMixin:
             model = NoisyClassifierModel.from_pretrained(folder)
         else:
             raise InputError(f"it has no {INDEX_FILE}, and is no {NoisyClassifierModel.__name__}")
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, OSError) as error:  # diffusers' own on what a folder lacks, and safetensors'
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"{folder} is not published, because it does not load: {reason}.") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -283,7 +263,7 @@ def read_grid(path: str | Path) -> Image.Image:
     """A picture that a person gave.
 
     Raises:
-        ValueError: if it is none.
+        InputError: if it is none.
     """
     try:
         with Image.open(path) as image:
@@ -307,15 +287,32 @@ def draw_samples(model: ClassifierGuidedPipeline | ModelMixin) -> Image.Image | 
         return None
     pipe = ClassifierGuidedDDIMPipeline(**{**model.components, **model.parameters})
     pipe.set_progress_bar_config(disable=True)
-    needs_labels = pipe.unet.config.num_class_embeds is not None or pipe.classifier is not None
-    columns = min(pipe.num_classes, GRID_CLASSES) if needs_labels else GRID_CLASSES
-    rows = []
-    for row in range(GRID_ROWS):
-        generators = [seeded_generator(row, 0 if needs_labels else column) for column in range(columns)]
-        inputs = {"class_labels": range(columns)} if needs_labels else {"batch_size": columns}
-        rows.append(pipe(**inputs, generator=generators).images)
-    labels = (pipe.class_names or list(map(str, range(columns))))[:columns] if needs_labels else ()
-    return image_grid(rows, column_labels=labels, tile_size=min(128, max(64, *rows[0][0].size)))
+    if pipe.num_classes is None:
+        columns, names = GRID_COLUMNS, ()
+        labels = [None] * columns
+        seeds = [(row, column) for row in range(GRID_ROWS) for column in range(columns)]
+    else:
+        columns = min(pipe.num_classes, GRID_COLUMNS)
+        labels = range(columns)
+        names = (pipe.class_names or list(map(str, labels)))[:columns]
+        seeds = [(row, 0) for row in range(GRID_ROWS) for _ in labels]
+    generators = [seeded_generator(*seed) for seed in seeds]
+    rows = list(draw_images(pipe, [*labels] * GRID_ROWS, generators, batch_size=columns))
+    return image_grid(rows, column_labels=names, tile_size=min(128, max(64, *rows[0][0].size)))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds; None if there is no such file.
+
+    Raises:
+        InputError: if it holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not a JSON file ({error}): write it anew, or leave it out.") from error
 
 
 def _card_of(api: HfApi, repo_id: str) -> ModelCard | None:

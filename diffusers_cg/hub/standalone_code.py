@@ -8,22 +8,24 @@ import ast
 import importlib
 import inspect
 import itertools
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
+from diffusers import ModelMixin
 from diffusers.pipelines.pipeline_loading_utils import CUSTOM_PIPELINE_FILE_NAME
 
-from diffusers_cg import __version__
 from diffusers_cg.errors import InputError
-from diffusers_cg.pipelines.classifier_guided import ClassifierGuidedPipeline
+from diffusers_cg.pipelines import ClassifierGuidedPipeline
 
 
 PACKAGE = "diffusers_cg"
 CODE_MODULE = "diffusers_cg_code"
 HOST = "diffusers"
+INDEX_FILE = "model_index.json"
 
-CODE_HEADER = f'''"""What a pipeline of diffusers-cg {__version__} needs to be loaded and called, gathered from its modules.
+CODE_HEADER = '''"""What a pipeline of diffusers-cg {version} needs to be loaded and called, gathered from its modules.
 
 Written by `diffusers-cg push --with_code`. Apache-2.0, as the package.
 """
@@ -54,37 +56,55 @@ class Definitions:
 
     Args:
         statements (`dict[str, str]`): Source of the definition of a name, with the comments above it.
-        used (`dict[str, set[str]]`): Names that occur in that source.
+        needed (`dict[str, set[str]]`): Names that must be there when that source runs.
+        used (`dict[str, set[str]]`): All names that occur in it, in the bodies of functions, too.
+        assigned (`set[str]`): Those that are assigned, and so run what they name.
         ours (`dict[str, tuple[str, str]]`): Module of this package, and name in it, of an imported name.
         others (`dict[str, tuple[str, str]]`): The same of a name from elsewhere, with its `as`; of a module that is
             imported whole, nothing and the module.
     """
 
     statements: dict[str, str] = field(default_factory=dict)
+    needed: dict[str, set[str]] = field(default_factory=dict)
     used: dict[str, set[str]] = field(default_factory=dict)
+    assigned: set[str] = field(default_factory=set)
     ours: dict[str, tuple[str, str]] = field(default_factory=dict)
     others: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
-def standalone_files(pipeline_class: type[ClassifierGuidedPipeline], components: list[type]) -> dict[str, str]:
-    """Source files by name: `pipeline.py`, which diffusers runs, and the code that it imports.
+def standalone_files(model: ClassifierGuidedPipeline | ModelMixin, folder: Path) -> dict[str, str]:
+    """Files by name that make a saved pipeline load without this package: the code that diffusers runs, and the index.
+
+    diffusers refuses a repository whose components are of a library that it does not know, before any code in the
+    repository runs. So they are recorded as diffusers' own, where both that code and this package put them.
 
     Args:
-        pipeline_class (`type`): One of our pipelines.
-        components (list of `type`): Those classes of its components that are ours.
+        model ([`ClassifierGuidedPipeline`]): The pipeline.
+        folder (`Path`): Where it is saved.
+
+    Raises:
+        InputError: if it is no pipeline.
     """
-    names = sorted(cls.__name__ for cls in (pipeline_class, *components))
+    if not isinstance(model, ClassifierGuidedPipeline):
+        raise InputError("Code is published with a pipeline: assemble one, or push this classifier without code.")
+    index = json.loads((folder / INDEX_FILE).read_text())
+    for name, value in index.items():
+        if isinstance(value, list) and value[0] == PACKAGE:
+            index[name] = [HOST, value[1]]
+    pipeline = type(model)
+    components = [type(part) for part in model.components.values() if type(part).__module__.split(".")[0] == PACKAGE]
+    names = sorted(cls.__name__ for cls in (pipeline, *components))
+    pipeline_file = PIPELINE_FILE.format(
+        pipeline=pipeline.__name__,
+        module=CODE_MODULE,
+        names=", ".join(names),
+        package=PACKAGE,
+        registrations="\n    ".join(f"{HOST}.{name} = {name}" for name in names if name != pipeline.__name__),
+    )
     return {
-        CUSTOM_PIPELINE_FILE_NAME: PIPELINE_FILE.format(
-            pipeline=pipeline_class.__name__,
-            module=CODE_MODULE,
-            names=", ".join(names),
-            package=PACKAGE,
-            registrations="\n    ".join(
-                f"{HOST}.{name} = {name}" for name in names if name != pipeline_class.__name__
-            ),
-        ),
-        f"{CODE_MODULE}.py": gather_code([pipeline_class, *components]),
+        CUSTOM_PIPELINE_FILE_NAME: pipeline_file,
+        f"{CODE_MODULE}.py": gather_code([pipeline, *components]),
+        INDEX_FILE: json.dumps(index, indent=2) + "\n",
     }
 
 
@@ -92,34 +112,45 @@ def gather_code(classes: list[type]) -> str:
     """Source of the classes and of everything of this package that they depend on, in an order that runs.
 
     Raises:
-        ValueError: if two modules define different things of one name.
+        RuntimeError: if two modules define different things of one name.
     """
     modules: dict[str, Definitions] = {}
-    imports, code, origins = set(), {}, {}
+    imports, code, origins, run, later = set(), {}, {}, set(), []
 
-    def add(module: str, name: str) -> None:
+    def add(module: str, name: str, is_run: bool = False) -> None:
+        """Adds a definition; if it is run while the file is read, the names in its functions must be there by then, too."""
         if module not in modules:
             modules[module] = read_definitions(importlib.import_module(module))
         definitions = modules[module]
         if name in definitions.ours:
-            add(*definitions.ours[name])
+            add(*definitions.ours[name], is_run)
         elif name in definitions.others:
             imports.add(definitions.others[name])
-        elif name in definitions.statements and origins.get(name) != module:
-            if name in origins:
-                raise InputError(f"{origins[name]} and {module} both define {name}: code of both cannot share a file.")
+        elif name in definitions.statements and name not in origins:
             origins[name] = module
-            for used in sorted(definitions.used[name] - {name}):
-                add(module, used)
+            for needed in sorted(definitions.needed[name]):
+                add(module, needed, is_run=name in definitions.assigned)
             code[name] = definitions.statements[name]
+            later.extend((module, used) for used in sorted(definitions.used[name]))
+        elif (
+            name in definitions.statements and modules[origins[name]].statements[name] != definitions.statements[name]
+        ):
+            raise RuntimeError(f"{origins[name]} and {module} both define {name}: they cannot share a file.")
+        if is_run and name in definitions.statements and (module, name) not in run:
+            run.add((module, name))
+            for used in sorted(definitions.used[name]):
+                add(module, used, is_run=True)
 
     for cls in classes:
         add(cls.__module__, cls.__name__)
+    while later:
+        add(*later.pop(0))
     import_lines = [
         f"from {module} import {', '.join(names)}" if module else "\n".join(f"import {name}" for name in names)
         for module, names in _grouped(imports).items()
     ]
-    return "\n\n\n".join([CODE_HEADER + "\n" + "\n".join(import_lines), *code.values()]) + "\n"
+    header = CODE_HEADER.format(version=importlib.import_module(PACKAGE).__version__)
+    return "\n\n\n".join([header + "\n" + "\n".join(import_lines), *dict.fromkeys(code.values())]) + "\n"
 
 
 def read_definitions(module: ModuleType) -> Definitions:
@@ -136,16 +167,13 @@ def read_definitions(module: ModuleType) -> Definitions:
                     definitions.ours[name] = (module_name, alias.name)
                 else:
                     definitions.others[name] = (module_name, ast.unparse(alias))
-        dropped = set()
-        if isinstance(statement, ast.ClassDef):
-            late = [member for member in statement.body if _imports_the_package(member)]
-            dropped = {line for method in late for line in range(_first_line(method), method.end_lineno + 1)}
-            statement.body = [member for member in statement.body if member not in late]
-        numbers = [number for number in range(end + 1, statement.end_lineno + 1) if number not in dropped]
-        used = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+        used = set().union(*map(_name_read, ast.walk(statement)))
+        needed = _names_at_definition(statement)
         for name in _defined_names(statement):
-            definitions.statements[name] = "\n".join(lines[number - 1] for number in numbers).strip()
-            definitions.used[name] = used
+            definitions.statements[name] = "\n".join(lines[end : statement.end_lineno]).strip()
+            definitions.needed[name], definitions.used[name] = needed, used
+            if isinstance(statement, ast.Assign | ast.AnnAssign):
+                definitions.assigned.add(name)
         end = statement.end_lineno
     return definitions
 
@@ -160,14 +188,16 @@ def _defined_names(statement: ast.stmt) -> list[str]:
     return []
 
 
-def _imports_the_package(member: ast.stmt) -> bool:
-    """Whether a method imports this package when it is called: without it, it has no use."""
-    imported = [node.module or "" for node in ast.walk(member) if isinstance(node, ast.ImportFrom)]
-    return any(module.split(".")[0] == PACKAGE for module in imported)
+def _names_at_definition(node: ast.AST) -> set[str]:
+    """Names that a statement asks for when it runs: all but those in the bodies of its functions."""
+    parts = ast.iter_child_nodes(node)
+    if isinstance(node, ast.FunctionDef):
+        parts = [*node.decorator_list, node.args, *([node.returns] if node.returns else [])]
+    return _name_read(node).union(*map(_names_at_definition, parts))
 
 
-def _first_line(function: ast.FunctionDef) -> int:
-    return min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
+def _name_read(node: ast.AST) -> set[str]:
+    return {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else set()
 
 
 def _grouped(imports: set[tuple[str, str]]) -> dict[str, list[str]]:

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -29,7 +30,7 @@ def level_resolutions(sample_size: int | Sequence[int], num_levels: int) -> list
     """Shorter side of the feature maps at every level, finest first, in pixels.
 
     Raises:
-        ValueError: if a side of `sample_size` cannot be halved `num_levels - 1` times.
+        InputError: if a side of `sample_size` cannot be halved `num_levels - 1` times.
     """
     sides = height_and_width(sample_size)
     divisor = 2 ** (num_levels - 1)
@@ -41,118 +42,41 @@ def level_resolutions(sample_size: int | Sequence[int], num_levels: int) -> list
     return [min(sides) // 2**level for level in range(num_levels)]
 
 
-def unet2d_arguments(
-    *,
-    sample_size: int | Sequence[int],
-    in_channels: int,
-    out_channels: int,
-    base_channels: int,
-    channel_multipliers: Sequence[float],
-    layers_per_block: int,
-    attention_resolutions: Sequence[int],
-    attention_head_dim: int | None,
-    num_attention_heads: int | None,
-    resample_type: ResampleType,
-    resnet_time_scale_shift: TimeScaleShift,
-    dropout: float,
-    num_class_embeds: int | None,
-    norm_num_groups: int,
-) -> dict:
-    """Translates ADM's switches (section 3 of the paper) into the arguments of `diffusers.UNet2DModel`.
+def level_widths(config: FrozenDict) -> tuple[int, ...]:
+    """Channels of every level, finest first."""
+    return tuple(int(config.base_channels * multiplier) for multiplier in config.channel_multipliers)
 
-    Raises:
-        ValueError: if the switches contradict each other; the sentence names the argument to change.
+
+def unet2d_arguments(config: FrozenDict) -> dict[str, Any]:
+    """ADM's switches (section 3 of the paper) as arguments of `diffusers.UNet2DModel`.
+
+    Args:
+        config (`FrozenDict`): The constructor's arguments, as registered; a classifier's lack those of the way up.
     """
-    for name, value in (
-        ("in_channels", in_channels),
-        ("base_channels", base_channels),
-        ("layers_per_block", layers_per_block),
-        ("norm_num_groups", norm_num_groups),
-        ("attention_head_dim", attention_head_dim),
-        ("num_attention_heads", num_attention_heads),
-        ("num_class_embeds", num_class_embeds),
-    ):
-        if value is not None and value < 1:
-            raise InputError(f"`{name}` must be at least 1, got {value}.")
-    if len(channel_multipliers) == 0:
-        raise InputError("`channel_multipliers` is empty: it holds one multiplier per level.")
-    resolutions = level_resolutions(sample_size, len(channel_multipliers))
-    block_out_channels = tuple(int(base_channels * multiplier) for multiplier in channel_multipliers)
-
-    unknown = sorted(set(attention_resolutions) - set(resolutions))
-    if unknown:
-        raise InputError(
-            f"`attention_resolutions` names {unknown}, but the levels of this network have the resolutions {resolutions}."
-        )
-    for name, allowed, value in (
-        ("resample_type", ("resnet", "conv"), resample_type),
-        ("resnet_time_scale_shift", ("scale_shift", "default"), resnet_time_scale_shift),
-    ):
-        if value not in allowed:
-            raise InputError(f"`{name}` must be one of {allowed}, got {value!r}.")
-    for channels in block_out_channels:
-        if channels < 1 or channels % norm_num_groups:
-            raise InputError(
-                f"A level has {channels} channels, which {norm_num_groups} normalization groups do not divide: change "
-                "`base_channels`, `channel_multipliers` or `norm_num_groups`."
-            )
-
-    attends = [resolution in attention_resolutions for resolution in resolutions]
-    attending = {channels for channels, yes in zip(block_out_channels, attends) if yes} | {block_out_channels[-1]}
-    divisor = attention_head_dim or num_attention_heads
-    for channels in sorted(attending):
-        if channels % divisor:
-            raise InputError(
-                f"An attention layer has {channels} channels, which cannot be split into heads with "
-                f"attention_head_dim={attention_head_dim}, num_attention_heads={num_attention_heads}."
-            )
-
-    residual = resample_type == "resnet"
-    down_plain, up_plain = (
-        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if residual else ("DownBlock2D", "UpBlock2D")
-    )
+    resolutions = level_resolutions(config.sample_size, len(config.channel_multipliers))
+    attends = [side in config.attention_resolutions for side in resolutions]
+    if config.resample_type == "resnet":
+        down, up = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
+    else:
+        down, up = "DownBlock2D", "UpBlock2D"
     return {
-        "sample_size": sample_size,
-        "in_channels": in_channels,
-        "out_channels": out_channels,
-        "time_embedding_dim": 4 * base_channels,
-        "down_block_types": tuple("AttnDownBlock2D" if yes else down_plain for yes in attends),
-        "up_block_types": tuple("AttnUpBlock2D" if yes else up_plain for yes in reversed(attends)),
-        "block_out_channels": block_out_channels,
-        "layers_per_block": layers_per_block,
-        "downsample_type": resample_type,
-        "upsample_type": resample_type,
-        "dropout": dropout,
-        "attention_head_dim": attention_head_dim,
-        "norm_num_groups": norm_num_groups,
-        "attn_norm_num_groups": norm_num_groups,
-        "resnet_time_scale_shift": resnet_time_scale_shift,
-        "num_class_embeds": num_class_embeds,
+        "sample_size": config.sample_size,
+        "in_channels": config.in_channels + config.get("low_res_channels", 0),
+        "out_channels": config.get("out_channels", config.in_channels),
+        "time_embedding_dim": 4 * config.base_channels,
+        "down_block_types": tuple("AttnDownBlock2D" if yes else down for yes in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if yes else up for yes in reversed(attends)),
+        "block_out_channels": level_widths(config),
+        "layers_per_block": config.layers_per_block,
+        "downsample_type": config.resample_type,
+        "upsample_type": config.resample_type,
+        "dropout": config.dropout,
+        "attention_head_dim": config.attention_head_dim,
+        "norm_num_groups": config.norm_num_groups,
+        "attn_norm_num_groups": config.norm_num_groups,
+        "resnet_time_scale_shift": config.resnet_time_scale_shift,
+        "num_class_embeds": config.get("num_class_embeds"),
     }
-
-
-def resolve_attention_head_dim(attention_head_dim: int | None, num_attention_heads: int | None) -> int | None:
-    """Head width to use: 64 (section 3.1 of the paper) unless a width or a number of heads is given.
-
-    Raises:
-        ValueError: if both are given.
-    """
-    if attention_head_dim is not None and num_attention_heads is not None:
-        raise InputError(
-            "Set the attention heads either by width (`attention_head_dim`) or by number (`num_attention_heads`), not "
-            f"both: got {attention_head_dim} and {num_attention_heads}."
-        )
-    return 64 if attention_head_dim is None and num_attention_heads is None else attention_head_dim
-
-
-def check_class_names(class_names: Sequence[str] | None, num_classes: int | None, argument: str) -> None:
-    """Raises `ValueError` unless there is a name, a `str`, for each of the model's classes, or no names at all."""
-    if class_names is None:
-        return
-    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
-        raise InputError(f"`class_names` must be a list of strings, one per class, got {class_names!r}.")
-    if len(class_names) != num_classes:
-        raise InputError(f"`class_names` holds {len(class_names)} names, but `{argument}` is {num_classes}.")
 
 
 class ADMTrunkMixin(AttentionMixin):
@@ -179,29 +103,38 @@ class ADMTrunkMixin(AttentionMixin):
                 parameter.data = parameter.data.clone()
         return loaded
 
-    def _apply_adm_details(self, base_channels: int, num_attention_heads: int | None, rescale_residual: bool) -> None:
-        # UNet2DModel ties the embedding's width to the first level, which may be narrower than the base (512x512).
-        self.time_proj = Timesteps(base_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(base_channels, 4 * base_channels)
+    def settle_config(self) -> None:
+        """Checks the arguments that are registered, and registers the width of heads that they leave open."""
+        if self.config.attention_head_dim is None and self.config.num_attention_heads is None:
+            self.register_to_config(attention_head_dim=64)  # section 3.1
+        check_architecture(self.config)
 
+    def apply_adm_details(self) -> None:
+        """What `UNet2DModel` has no argument for: embedding, fresh layers at zero, rescaling, heads by number."""
+        # it ties the embedding's width to the first level, which may be narrower than the base (512x512)
+        self.time_proj = Timesteps(self.config.base_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(self.config.base_channels, 4 * self.config.base_channels)
+
+        num_heads = self.config.num_attention_heads
         for module in self.modules():
             if isinstance(module, ResnetBlock2D):
-                nn.init.zeros_(module.conv2.weight)
-                nn.init.zeros_(module.conv2.bias)
-                if rescale_residual:
+                last = module.conv2
+                if self.config.rescale_residual:
                     module.output_scale_factor = math.sqrt(2)
             elif isinstance(module, Attention):
-                nn.init.zeros_(module.to_out[0].weight)
-                nn.init.zeros_(module.to_out[0].bias)
-                if rescale_residual:
+                last = module.to_out[0]
+                if self.config.rescale_residual:
                     module.rescale_output_factor = math.sqrt(2)
-                if num_attention_heads is not None:
-                    # UNet2DModel knows widths only, one for all levels
-                    module.heads = module.sliceable_head_dim = num_attention_heads
-                    module.scale = (module.inner_dim // num_attention_heads) ** -0.5
+                if num_heads is not None:  # it knows widths only, one for all levels
+                    module.heads = module.sliceable_head_dim = num_heads
+                    module.scale = (module.inner_dim // num_heads) ** -0.5
+            else:
+                continue
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
 
     def check_sample(self, sample: torch.Tensor) -> None:
-        """Raises `ValueError` unless `sample` is (B, `in_channels`, H, W) with sides that the levels divide."""
+        """Raises `InputError` unless `sample` is (B, `in_channels`, H, W) with sides that the levels divide."""
         divisor = 2 ** (len(self.down_blocks) - 1)
         channels = self.config.in_channels
         if sample.ndim != 4 or sample.shape[1] != channels or any(side % divisor for side in sample.shape[2:]):
@@ -228,3 +161,54 @@ class ADMTrunkMixin(AttentionMixin):
             sample, block_residuals = block(sample, temb=emb)
             residuals += block_residuals
         return self.mid_block(sample, emb), residuals
+
+
+def check_architecture(config: FrozenDict) -> None:
+    """Raises `InputError` where a constructor's arguments contradict each other; the sentence names the one to change."""
+    counts = ("in_channels", "base_channels", "layers_per_block", "norm_num_groups", "attention_head_dim")
+    for name in (*counts, "num_attention_heads", "num_class_embeds", "num_classes"):
+        if config.get(name) is not None and config[name] < 1:
+            raise InputError(f"`{name}` must be at least 1, got {config[name]}.")
+    for name, allowed in (("resample_type", ResampleType), ("resnet_time_scale_shift", TimeScaleShift)):
+        if config[name] not in get_args(allowed):
+            raise InputError(f"`{name}` must be one of {get_args(allowed)}, got {config[name]!r}.")
+    if not 0 <= config.dropout <= 1:
+        raise InputError(f"`dropout` must lie between 0 and 1, got {config.dropout}.")
+    if len(config.channel_multipliers) == 0:
+        raise InputError("`channel_multipliers` is empty: it holds one multiplier per level.")
+
+    resolutions = level_resolutions(config.sample_size, len(config.channel_multipliers))
+    unknown = sorted(set(config.attention_resolutions) - set(resolutions))
+    if unknown:
+        raise InputError(
+            f"`attention_resolutions` names {unknown}, but the levels of this network have the resolutions {resolutions}."
+        )
+    widths = level_widths(config)
+    for channels in widths:
+        if channels < 1 or channels % config.norm_num_groups:
+            raise InputError(
+                f"A level has {channels} channels, which {config.norm_num_groups} normalization groups do not "
+                "divide: change `base_channels`, `channel_multipliers` or `norm_num_groups`."
+            )
+
+    width, number = config.attention_head_dim, config.num_attention_heads
+    if width is not None and number is not None:
+        raise InputError(
+            "Set the attention heads either by width (`attention_head_dim`) or by number (`num_attention_heads`), not "
+            f"both: got {width} and {number}."
+        )
+    attending = {channels for channels, side in zip(widths, resolutions) if side in config.attention_resolutions}
+    for channels in sorted({*attending, widths[-1]}):  # the middle block attends at any rate
+        if channels % (width or number):
+            raise InputError(
+                f"An attention layer has {channels} channels, which cannot be split into heads with "
+                f"attention_head_dim={width}, num_attention_heads={number}."
+            )
+
+    names = config.class_names
+    if names is not None:
+        classes = "num_classes" if "num_classes" in config else "num_class_embeds"
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"`class_names` must be a list of strings, one per class, got {names!r}.")
+        if len(names) != config[classes]:
+            raise InputError(f"`class_names` holds {len(names)} names, but `{classes}` is {config[classes]}.")

@@ -8,17 +8,21 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from diffusers_cg.errors import InputError
-from diffusers_cg.models.adm_trunk import (
-    ADMTrunkMixin,
-    ResampleType,
-    TimeScaleShift,
-    check_class_names,
-    resolve_attention_head_dim,
-    unet2d_arguments,
-)
-from diffusers_cg.models.openai_checkpoint import OpenAICheckpointMixin
+from diffusers_cg.models.adm_trunk import ADMTrunkMixin, ResampleType, TimeScaleShift, unet2d_arguments
+from diffusers_cg.models.openai_files import OpenAICheckpointMixin
 
 
+# Section 3 of the paper in diffusers' blocks, which `unet2d_arguments` (adm_trunk.py) chooses by the arguments:
+#
+# - AdaGN(h, y) = y_s GroupNorm(h) + y_b: h follows the first convolution of a residual block, and (y_s - 1, y_b) is a
+#   linear layer of SiLU(y), y the embedding of the timestep plus that of the class. Computed by
+#   diffusers.models.resnet.ResnetBlock2D.forward where time_embedding_norm is "scale_shift".
+# - BigGAN's up- and downsampling: a residual block of which both branches are doubled (nearest) or halved (average)
+#   before its first convolution: ResnetBlock2D(up=True) and (down=True), the last layer of a level.
+# - Attention at 32x32, 16x16 and 8x8 with 64 channels per head: AttnDownBlock2D and AttnUpBlock2D, whose layers are
+#   diffusers.models.attention_processor.Attention.
+# - A residual connection rescaled, (x + f(x)) / sqrt(2): output_scale_factor of ResnetBlock2D and rescale_output_factor
+#   of Attention, set by `apply_adm_details`, which starts every f at zero, too.
 class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
     r"""ADM, the "ablated diffusion model": a `UNet2DModel` with the architecture switches of the paper's section 3.
 
@@ -50,7 +54,7 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
             config.
 
     Raises:
-        ValueError: if the arguments contradict each other; the sentence names the one to change.
+        InputError: if the arguments contradict each other; the sentence names the one to change.
     """
 
     _openai_kind = "unet"
@@ -81,31 +85,11 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
                 f"`out_channels` must be {in_channels} (fixed variance) or {2 * in_channels} (learned variance) for "
                 f"{in_channels} image channels, got {out_channels}."
             )
-        check_class_names(class_names, num_class_embeds, "num_class_embeds")
-        attention_head_dim = resolve_attention_head_dim(attention_head_dim, num_attention_heads)
-        self.register_to_config(attention_head_dim=attention_head_dim)
+        self.settle_config()
         config = self.config
-        super().__init__(
-            **unet2d_arguments(
-                sample_size=sample_size,
-                in_channels=in_channels + low_res_channels,
-                out_channels=out_channels,
-                base_channels=base_channels,
-                channel_multipliers=channel_multipliers,
-                layers_per_block=layers_per_block,
-                attention_resolutions=attention_resolutions,
-                attention_head_dim=attention_head_dim,
-                num_attention_heads=num_attention_heads,
-                resample_type=resample_type,
-                resnet_time_scale_shift=resnet_time_scale_shift,
-                dropout=dropout,
-                num_class_embeds=num_class_embeds,
-                norm_num_groups=norm_num_groups,
-            )
-        )
-        # UNet2DModel registers its arguments beside ours; config.json is to state ours alone.
-        self._internal_dict = config
-        self._apply_adm_details(base_channels, num_attention_heads, rescale_residual)
+        super().__init__(**unet2d_arguments(config))
+        self._internal_dict = config  # UNet2DModel registers its arguments beside ours: config.json states ours alone
+        self.apply_adm_details()
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
@@ -118,7 +102,7 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
         """Low-resolution images (B, low_res_channels, h, w) at the height and width of `sample`, bilinearly.
 
         Raises:
-            ValueError: if there are none, or their number or channels do not fit.
+            InputError: if there are none, or their number or channels do not fit.
         """
         shape = (len(sample), self.config.low_res_channels)
         if low_res is None or low_res.ndim != 4 or tuple(low_res.shape[:2]) != shape:
@@ -151,7 +135,7 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
             `UNet2DOutput` or `tuple`: `.sample` of shape (B, out_channels, H, W), in the model's dtype.
 
         Raises:
-            ValueError: if a shape does not fit, or labels or low-resolution images are missing or not wanted.
+            InputError: if a shape does not fit, or labels or low-resolution images are missing or not wanted.
         """
         self.check_sample(sample)
         if class_labels is None and self.class_embedding is not None:

@@ -12,6 +12,7 @@ from diffusers_cg.errors import InputError
 from diffusers_cg.models.adm_trunk import level_resolutions
 from diffusers_cg.models.adm_unet import ADMUNet2DModel
 from diffusers_cg.models.noisy_classifier import NoisyClassifierModel
+from diffusers_cg.models.openai_layout import describe_faults
 
 
 Model = TypeVar("Model", ADMUNet2DModel, NoisyClassifierModel)
@@ -57,52 +58,46 @@ def load_pretrained(model_class: type[Model], path: str | Path) -> Model:
 
     Args:
         model_class (`type`): `ADMUNet2DModel` or `NoisyClassifierModel`.
-        path (`str` or `Path`): A file of OpenAI's layout, a folder of a model, a folder of a pipeline, or the id of
-            either on the Hub.
+        path (`str` or `Path`): A file of OpenAI's layout, the folder of a model or of a pipeline, or a pipeline's id on
+            the Hub.
 
     Raises:
-        ValueError, OSError: if there is none, it is of another class, or parameters are missing or left over.
+        InputError, OSError: if there is none, it is of another class, or parameters are missing or left over.
     """
+    name, subfolder = model_class.__name__, SUBFOLDERS[model_class]
     if Path(path).is_file():
         return model_class.from_single_file(path)
     if Path(path).suffix in FILE_SUFFIXES:  # else looked for on the Hub
         raise InputError(f"There is no file {path} to start from.")
-    subfolder = SUBFOLDERS[model_class]
-    if not (Path(path) / "config.json").is_file() and (not Path(path).is_dir() or (Path(path) / subfolder).is_dir()):
-        where = {"subfolder": subfolder}
-    else:
-        where = {}
+    where = {} if (Path(path) / "config.json").is_file() else {"subfolder": subfolder}
     try:
         class_name = model_class.load_config(path, **where).get("_class_name")
     except (OSError, HFValidationError) as error:
         raise InputError(
-            f"{path} is no {model_class.__name__}: pass a .pt or .safetensors file, a folder with config.json or with "
-            f"{subfolder}/, or the id of such a pipeline on the Hub."
+            f"{path} is no {name}: pass a .pt or .safetensors file, a folder with config.json or with {subfolder}/, or "
+            "the id of such a pipeline on the Hub."
         ) from error
-    if class_name != model_class.__name__:
-        raise InputError(f"{path} holds a {class_name}, not a {model_class.__name__}.")
-    model, info = model_class.from_pretrained(path, output_loading_info=True, **where)
-    faults = [
-        f"{len(info[kind])} {said} ({', '.join(sorted(map(str, info[kind]))[:3])})"
-        for kind, said in (
-            ("missing_keys", "missing"),
-            ("unexpected_keys", "left over"),
-            ("mismatched_keys", "of another shape"),
-        )
-        if info[kind]
-    ]
+    if class_name != name:
+        raise InputError(f"{path} holds a {class_name}, not a {name}.")
+    model, info = model_class.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **where)
+    misshapen = {key: (before, after) for key, before, after in info["mismatched_keys"]}
+    faults = describe_faults(sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), misshapen)
     if faults:
-        raise InputError(f"The weights in {path} do not match its config.json; parameters: {', '.join(faults)}.")
+        raise InputError(f"The weights in {path} do not match its config.json; parameters: {faults}.")
     return model
 
 
 def _architecture(model: ADMUNet2DModel | NoisyClassifierModel) -> dict:
     """What two models must have in common; levels with attention by number, since their sides go with the image's."""
-    config = {key: value for key, value in model.config.items() if not key.startswith("_") and key not in REPLACEABLE}
+    config = {key: value for key, value in _arguments(model).items() if key not in REPLACEABLE}
     multipliers = tuple(config["channel_multipliers"])
     sides = level_resolutions(model.config.sample_size, len(multipliers))
     levels = sorted(sides.index(side) for side in config.pop("attention_resolutions"))
     return {**config, "channel_multipliers": multipliers, "levels with attention": levels}
+
+
+def _arguments(model: ADMUNet2DModel | NoisyClassifierModel) -> dict:
+    return {key: value for key, value in model.config.items() if not key.startswith("_")}
 
 
 @torch.no_grad()
@@ -119,7 +114,7 @@ def load_weights(
         `list[ReplacedParameter]`: What was not taken over.
 
     Raises:
-        ValueError: if the two differ in anything else.
+        InputError: if the two differ in anything else.
     """
     if type(model) is not type(pretrained):
         raise InputError(f"A {type(model).__name__} cannot start from a {type(pretrained).__name__}.")
@@ -130,14 +125,12 @@ def load_weights(
             f"The pretrained {type(model).__name__} has {', '.join(differing)}: only classes, channels, image size and "
             "dropout may differ, leave the rest as it is there."
         )
-    target, source = model.state_dict(), pretrained.state_dict()
-    shapes = [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in (source, target)]
+    source, target = pretrained.state_dict(), model.state_dict()
+    before, after = ({key: tuple(tensor.shape) for key, tensor in state.items()} for state in (source, target))
     names = list(dict.fromkeys([*source, *target]))
-    layers = {_layer(name) for name in names if shapes[0].get(name) != shapes[1].get(name)}
-    model.load_state_dict({name: source[name] for name in target if _layer(name) not in layers}, strict=False)
-    return [
-        ReplacedParameter(name, shapes[0].get(name), shapes[1].get(name)) for name in names if _layer(name) in layers
-    ]
+    anew = {_layer(name) for name in names if before.get(name) != after.get(name)}
+    model.load_state_dict({name: source[name] for name in target if _layer(name) not in anew}, strict=False)
+    return [ReplacedParameter(name, before.get(name), after.get(name)) for name in names if _layer(name) in anew]
 
 
 def _layer(parameter: str) -> str:
@@ -150,7 +143,7 @@ def scaled_attention_resolutions(
     """The sides of the levels with attention of `model`, if its images had another size.
 
     Raises:
-        ValueError: if the levels do not divide that size.
+        InputError: if the levels do not divide that size.
     """
     num_levels = len(model.config.channel_multipliers)
     sides, new_sides = (level_resolutions(size, num_levels) for size in (model.config.sample_size, sample_size))
@@ -169,21 +162,19 @@ def with_replaced(model: Model, **changed) -> tuple[Model, list[ReplacedParamete
         The new model, and the list of [`ReplacedParameter`], whose layers start as in a fresh model.
 
     Raises:
-        ValueError: if another argument is given, or they contradict each other.
+        InputError: if another argument is given, or they contradict each other.
     """
-    wrong = sorted(set(changed) - (REPLACEABLE & set(model.config)))
+    replaceable = REPLACEABLE & set(model.config)
+    wrong = sorted(set(changed) - replaceable)
     if wrong:
         raise InputError(
             f"{', '.join(wrong)} of a pretrained {type(model).__name__} cannot be changed: only "
-            f"{', '.join(sorted(REPLACEABLE & set(model.config)))} can."
+            f"{', '.join(sorted(replaceable))} can."
         )
-    arguments = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    arguments = _arguments(model)
     if {"num_classes", "num_class_embeds"} & set(changed):
         arguments["class_names"] = None  # they were those of the old classes
     if "sample_size" in changed:
         arguments["attention_resolutions"] = scaled_attention_resolutions(model, changed["sample_size"])
-    new = type(model)(**{**arguments, **changed})
-    if new.dtype != model.dtype:
-        new = new.to(model.dtype)
-    replaced = load_weights(new, model)
-    return new, replaced
+    new = type(model)(**{**arguments, **changed}).to(model.dtype)
+    return new, load_weights(new, model)

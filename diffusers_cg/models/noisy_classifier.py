@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from diffusers import ModelMixin, UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
@@ -14,18 +15,46 @@ from diffusers_cg.models.adm_trunk import (
     ADMTrunkMixin,
     ResampleType,
     TimeScaleShift,
-    check_class_names,
     height_and_width,
-    resolve_attention_head_dim,
     unet2d_arguments,
 )
-from diffusers_cg.models.attention_pool import AttentionPool2D
-from diffusers_cg.models.openai_checkpoint import OpenAICheckpointMixin
+from diffusers_cg.models.openai_files import OpenAICheckpointMixin
 
 
 Pooling = Literal["attention", "adaptive", "spatial", "spatial_v2"]
 
 SPATIAL_HIDDEN_CHANNELS = 2048  # width of the hidden layer over spatially averaged features, as in the reference
+
+
+class AttentionPool2D(nn.Module):
+    """The head of the paper's classifiers (section 4.3), CLIP's: the mean of all positions attends to every position.
+
+    Args:
+        channels (`int`): Channels of the feature map.
+        num_positions (`int`): Height times width of the feature map.
+        attention_head_dim (`int`): Width of a head; divides `channels`.
+        out_features (`int`): Width of the output.
+    """
+
+    def __init__(self, channels: int, num_positions: int, attention_head_dim: int, out_features: int):
+        super().__init__()
+        self.attention_head_dim = attention_head_dim
+        self.positional_embedding = nn.Parameter(torch.randn(num_positions + 1, channels) / channels**0.5)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.Linear(channels, out_features)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, channels, H, W) -> (B, out_features)."""
+        tokens = hidden_states.flatten(2).transpose(1, 2)  # (B, H * W, channels)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + self.positional_embedding
+        query, key, value = (
+            projected.unflatten(-1, (-1, self.attention_head_dim)).transpose(1, 2)  # (B, heads, tokens, head width)
+            for projected in (self.to_q(tokens[:, :1]), self.to_k(tokens), self.to_v(tokens))
+        )
+        pooled = F.scaled_dot_product_attention(query, key, value)  # (B, heads, 1, head width)
+        return self.to_out(pooled.flatten(1))
 
 
 @dataclass
@@ -59,7 +88,7 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
             config.
 
     Raises:
-        ValueError: if the arguments contradict each other; the sentence names the one to change.
+        InputError: if the arguments contradict each other; the sentence names the one to change.
     """
 
     _openai_kind = "classifier"
@@ -89,34 +118,12 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
         super().__init__()
         if pool not in get_args(Pooling):
             raise InputError(f"`pool` must be one of {get_args(Pooling)}, got {pool!r}.")
-        if num_classes < 1:
-            raise InputError(f"`num_classes` must be at least 1, got {num_classes}.")
-        check_class_names(class_names, num_classes, "num_classes")
-        attention_head_dim = resolve_attention_head_dim(attention_head_dim, num_attention_heads)
-        self.register_to_config(attention_head_dim=attention_head_dim)
-
-        unet = UNet2DModel(
-            **unet2d_arguments(
-                sample_size=sample_size,
-                in_channels=in_channels,
-                out_channels=in_channels,
-                base_channels=base_channels,
-                channel_multipliers=channel_multipliers,
-                layers_per_block=layers_per_block,
-                attention_resolutions=attention_resolutions,
-                attention_head_dim=attention_head_dim,
-                num_attention_heads=num_attention_heads,
-                resample_type=resample_type,
-                resnet_time_scale_shift=resnet_time_scale_shift,
-                dropout=dropout,
-                num_class_embeds=None,
-                norm_num_groups=norm_num_groups,
-            )
-        )
+        self.settle_config()
+        unet = UNet2DModel(**unet2d_arguments(self.config))
         self.conv_in = unet.conv_in
         self.down_blocks = unet.down_blocks
         self.mid_block = unet.mid_block
-        self._apply_adm_details(base_channels, num_attention_heads, rescale_residual)
+        self.apply_adm_details()
 
         channels = unet.config.block_out_channels[-1]
         if pool == "attention":
@@ -128,7 +135,7 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
                 AttentionPool2D(
                     channels,
                     num_positions=(height // divisor) * (width // divisor),
-                    attention_head_dim=attention_head_dim or channels // num_attention_heads,
+                    attention_head_dim=self.config.attention_head_dim or channels // num_attention_heads,
                     out_features=num_classes,
                 ),
             )
@@ -167,7 +174,7 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
             [`NoisyClassifierOutput`] or `tuple`: `.logits` of shape (B, num_classes), in the model's dtype.
 
         Raises:
-            ValueError: if the sample's shape does not fit.
+            InputError: if the sample's shape does not fit.
         """
         self.check_sample(sample)
         size = self.config.sample_size

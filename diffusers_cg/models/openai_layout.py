@@ -10,7 +10,6 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from diffusers_cg.errors import InputError
-from diffusers_cg.models.attention_pool import AttentionPool2D
 
 
 @dataclass(frozen=True)
@@ -84,35 +83,29 @@ def _layer(module: nn.Module, openai: str, ours: str) -> Iterator[Entry]:
         yield from _affine(f"{openai}.{'op' if module.name == 'op' else 'conv'}", f"{ours}.conv")
 
 
-def _block(block: nn.Module, ours: str, openai: str, first: int, own_index: bool) -> Iterator[tuple[int, Entry]]:
-    """Entries of one level, each with the number of OpenAI's block that it stands in, counted from `first`.
+def _layers(block: nn.Module, ours: str) -> list[list[str]]:
+    """OpenAI's numbered blocks of one of our levels: each a list of its layers, by our keys.
 
-    A resampling layer is a block of its own on the way down (`own_index`), the last layer of a block on the way up.
+    A residual block and its attention are one. A layer that resamples is one of its own on the way down; on the way up
+    it ends the last one.
     """
-    attentions = getattr(block, "attentions", None)
-    resamplers, name = (block.downsamplers, "downsamplers") if own_index else (block.upsamplers, "upsamplers")
-    index = first
-    for i, resnet in enumerate(block.resnets):
-        index = first + i
-        layers = [(resnet, f"{ours}.resnets.{i}")]
-        if attentions is not None:
-            layers.append((attentions[i], f"{ours}.attentions.{i}"))
-        is_last = i == len(block.resnets) - 1
-        if resamplers is not None and is_last and not own_index:
-            layers.append((resamplers[0], f"{ours}.{name}.0"))
-        for j, (layer, key) in enumerate(layers):
-            yield from ((index, entry) for entry in _layer(layer, f"{openai}.{index}.{j}", key))
-    if resamplers is not None and own_index:
-        yield from (
-            (index + 1, entry) for entry in _layer(resamplers[0], f"{openai}.{index + 1}.0", f"{ours}.{name}.0")
-        )
+    has = {kind for kind, layers in block.named_children() if isinstance(layers, nn.ModuleList)}
+    kinds = [kind for kind in ("resnets", "attentions") if kind in has]
+    numbered = [[f"{ours}.{kind}.{i}" for kind in kinds] for i in range(len(block.resnets))]
+    if "downsamplers" in has:
+        numbered.append([f"{ours}.downsamplers.0"])
+    if "upsamplers" in has:
+        numbered[-1].append(f"{ours}.upsamplers.0")
+    return numbered
 
 
-def _blocks(blocks: nn.ModuleList, ours: str, openai: str, first: int, own_index: bool) -> Iterator[Entry]:
-    for i, block in enumerate(blocks):
-        entries = list(_block(block, f"{ours}.{i}", openai, first, own_index))
-        yield from (entry for _, entry in entries)
-        first = entries[-1][0] + 1
+def _blocks(model: nn.Module, ours: str, openai: str, first: int) -> Iterator[Entry]:
+    numbered = [
+        layers for i, block in enumerate(model.get_submodule(ours)) for layers in _layers(block, f"{ours}.{i}")
+    ]
+    for number, layers in enumerate(numbered, first):
+        for position, key in enumerate(layers):
+            yield from _layer(model.get_submodule(key), f"{openai}.{number}.{position}", key)
 
 
 def openai_entries(model: nn.Module) -> list[Entry]:
@@ -124,25 +117,29 @@ def openai_entries(model: nn.Module) -> list[Entry]:
     if getattr(model, "class_embedding", None) is not None:
         entries.append(Entry("label_emb.weight", ("class_embedding.weight",)))
     entries += _affine("input_blocks.0.0", "conv_in")
-    entries += _blocks(model.down_blocks, "down_blocks", "input_blocks", first=1, own_index=True)
-    middle = (("resnets.0", 0), ("attentions.0", 1), ("resnets.1", 2))
-    for ours, index in middle:
-        entries += _layer(model.mid_block.get_submodule(ours), f"middle_block.{index}", f"mid_block.{ours}")
-
+    entries += _blocks(model, "down_blocks", "input_blocks", first=1)
+    for position, key in enumerate(("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")):
+        entries += _layer(model.get_submodule(key), f"middle_block.{position}", key)
     if hasattr(model, "up_blocks"):
-        entries += _blocks(model.up_blocks, "up_blocks", "output_blocks", first=0, own_index=False)
+        entries += _blocks(model, "up_blocks", "output_blocks", first=0)
         return [*entries, *_affine("out.0", "conv_norm_out"), *_affine("out.2", "conv_out")]
+    return [*entries, *_head(model.head, model.config.pool)]
 
-    for index, layer in enumerate(model.head):
-        if isinstance(layer, AttentionPool2D):
-            entries.append(Entry("out.2.positional_embedding", ("head.2.positional_embedding",), transposed=True))
-            entries += _qkv("out.2.qkv_proj", "head.2", layer.to_q.out_features // layer.attention_head_dim)
-            entries += _affine("out.2.c_proj", "head.2.to_out", trailing_ones=1)
-        elif model.config.pool == "adaptive" and isinstance(layer, nn.Linear):
-            entries += _affine("out.3", f"head.{index}", trailing_ones=2)  # theirs convolves before it flattens
-        elif any(True for _ in layer.parameters()):
-            entries += _affine(f"out.{index}", f"head.{index}")
-    return entries
+
+def _head(head: nn.Sequential, pool: str) -> Iterator[Entry]:
+    """Of a classifier, whose layers stand in OpenAI's order."""
+    if pool == "attention":
+        yield from _affine("out.0", "head.0")
+        yield Entry("out.2.positional_embedding", ("head.2.positional_embedding",), transposed=True)
+        yield from _qkv("out.2.qkv_proj", "head.2", head[2].to_q.out_features // head[2].attention_head_dim)
+        yield from _affine("out.2.c_proj", "head.2.to_out", trailing_ones=1)
+    elif pool == "adaptive":
+        yield from _affine("out.0", "head.0")
+        yield from _affine("out.3", "head.4", trailing_ones=2)  # theirs convolves before it flattens
+    else:
+        for index, layer in enumerate(head):
+            if isinstance(layer, nn.Linear | nn.GroupNorm):
+                yield from _affine(f"out.{index}", f"head.{index}")
 
 
 def from_openai_state_dict(
@@ -163,7 +160,7 @@ def from_openai_state_dict(
         progress (`tqdm`, *optional*): Updated by one per entry.
 
     Raises:
-        ValueError: if entries are missing, left over, or of another shape than the model's.
+        InputError: if entries are missing, left over, or of another shape than the model's.
     """
     entries = openai_entries(model)
     _check_shapes(model, entries, state_dict)
@@ -192,22 +189,34 @@ def _order(entry: Entry, new_attention_order: bool) -> bool:
 def _check_shapes(model: nn.Module, entries: list[Entry], state_dict: Mapping[str, torch.Tensor]) -> None:
     ours = {key: torch.empty_like(value, device="meta") for key, value in model.state_dict().items()}
     expected = {entry.openai: entry.pack(tuple(ours[key] for key in entry.ours), True).shape for entry in entries}
-    shapes = {
-        name: f"{name} is {tuple(state_dict[name].shape)} in place of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in state_dict and state_dict[name].shape != shape
-    }
-    faults = [
-        f"{len(names)} {fault} ({'; '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
-        for fault, names in (
-            ("missing", [name for name in expected if name not in state_dict]),
-            ("left over", [name for name in state_dict if name not in expected]),
-            ("of another shape", list(shapes.values())),
-        )
-        if names
-    ]
+    faults = describe_faults(
+        missing=[name for name in expected if name not in state_dict],
+        left_over=[name for name in state_dict if name not in expected],
+        misshapen={
+            name: (state_dict[name].shape, shape)
+            for name, shape in expected.items()
+            if name in state_dict and state_dict[name].shape != shape
+        },
+    )
     if faults:
         raise InputError(
             f"The parameters of this checkpoint do not match the {type(model).__name__} that their names and shapes "
-            f"suggest: {', '.join(faults)}."
+            f"suggest: {faults}."
         )
+
+
+def describe_faults(
+    missing: list[str], left_over: list[str], misshapen: dict[str, tuple[torch.Size, torch.Size]]
+) -> str:
+    """How parameters do not fit a model, by number and the first few names; nothing if they do.
+
+    Args:
+        missing, left_over (`list[str]`): Names.
+        misshapen (`dict`): By name, the shape that is there and the model's.
+    """
+    misshapen = [f"{name} is {tuple(shape)} in place of {tuple(ours)}" for name, (shape, ours) in misshapen.items()]
+    return ", ".join(
+        f"{len(names)} {fault} ({'; '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
+        for fault, names in (("missing", missing), ("left over", left_over), ("of another shape", misshapen))
+        if names
+    )

@@ -18,8 +18,8 @@ from PIL import Image
 from processes import run_here
 
 from diffusers_cg import ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline
-from diffusers_cg.demo.page import MAX_IMAGES, SCALES, Studio
-from diffusers_cg.diffusion.seeds import seeded_generator
+from diffusers_cg.demo.page import MAX_IMAGES, SCALES, DemoModel
+from diffusers_cg.diffusion import seeded_generator
 
 
 SITE_PACKAGES = Path(torch.__file__).parents[1]
@@ -27,21 +27,21 @@ CLASS_NAMES = ["owl", "hen", "cat", "dog", "bee"]
 
 
 @pytest.fixture(scope="module")
-def studio():
-    return Studio(tiny.pipeline(ClassifierGuidedDDPMPipeline, conditional=True, class_names=CLASS_NAMES))
+def model():
+    return DemoModel(tiny.pipeline(ClassifierGuidedDDPMPipeline, conditional=True, class_names=CLASS_NAMES))
 
 
 def last(previews):
     return list(previews)[-1].images
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
-def test_images_appear_step_by_step(studio, sampler):
-    previews = list(studio.draw(studio.order(2, 1.0, 4, sampler, seed=3, num_images=2)))
+@pytest.mark.parametrize("algorithm", ["ddpm", "ddim"])
+def test_images_appear_step_by_step(model, algorithm):
+    previews = list(model.draw(2, 1.0, 4, algorithm, seed=3, num_images=2))
     assert [str(preview) for preview in previews] == ["Step 1 of 4", "Step 2 of 4", "Step 3 of 4", "Done."]
     arrays = [np.asarray(preview.images[0]) for preview in previews]
     assert all(not np.array_equal(one, next_one) for one, next_one in zip(arrays, arrays[1:]))
-    expected = studio.pipes[sampler](
+    expected = model.pipes[algorithm](
         class_labels=[2, 2],
         classifier_scale=1.0,
         num_inference_steps=4,
@@ -52,21 +52,21 @@ def test_images_appear_step_by_step(studio, sampler):
         assert np.array_equal(np.asarray(image)[8::16, 8::16], np.asarray(small))
 
 
-def test_one_noise_at_several_scales(studio):
-    images = last(studio.draw(studio.order(2, list(SCALES), 3, "ddim", seed=3)))
+def test_one_noise_at_several_scales(model):
+    images = last(model.draw(2, list(SCALES), 3, "ddim", seed=3))
     assert len(images) == len(SCALES)
-    alone = last(studio.draw(studio.order(2, SCALES[2], 3, "ddim", seed=3)))
+    alone = last(model.draw(2, SCALES[2], 3, "ddim", seed=3))
     assert np.abs(np.asarray(alone[0], int) - np.asarray(images[2], int)).max() <= 1
     assert not np.array_equal(np.asarray(images[0]), np.asarray(images[-1]))
 
 
-def test_whoever_leaves_stops_the_model(studio):
-    passes = tiny.count_forward_passes(studio.pipe.unet)
-    previews = studio.draw(studio.order(0, 1.0, 500, "ddim", seed=0))
+def test_whoever_leaves_stops_the_model(model):
+    passes = tiny.count_forward_passes(model.pipe.unet)
+    previews = model.draw(0, 1.0, 500, "ddim", seed=0)
     next(previews)
     previews.close()
     assert len(passes) < 250
-    assert len(list(studio.draw(studio.order(0, 1.0, 2, "ddim", seed=0)))) == 2  # and the next one is served
+    assert len(list(model.draw(0, 1.0, 2, "ddim", seed=0))) == 2  # and the next one is served
 
 
 @pytest.mark.parametrize(
@@ -86,18 +86,18 @@ def test_whoever_leaves_stops_the_model(studio):
         ({"class_label": None}, "`class_labels` are missing"),
     ],
 )
-def test_what_is_refused(studio, changed, said):
-    order = {"class_label": 0, "classifier_scale": 1.0, "num_inference_steps": 3, "sampler": "ddim", "seed": 0}
+def test_what_is_refused(model, changed, said):
+    asked = {"class_label": 0, "classifier_scale": 1.0, "num_inference_steps": 3, "algorithm": "ddim", "seed": 0}
     with pytest.raises(ValueError, match=said):
-        studio.order(**{**order, **changed})
+        model.draw(**{**asked, **changed})
 
 
-def test_names_of_classes(studio):
-    assert studio.class_names == CLASS_NAMES
-    assert Studio(tiny.pipeline(ClassifierGuidedDDPMPipeline)).class_names == list("01234")
-    alone = Studio(tiny.pipeline(ClassifierGuidedDDPMPipeline, with_classifier=False))
+def test_names_of_classes(model):
+    assert model.class_names == CLASS_NAMES
+    assert DemoModel(tiny.pipeline(ClassifierGuidedDDPMPipeline)).class_names == list("01234")
+    alone = DemoModel(tiny.pipeline(ClassifierGuidedDDPMPipeline, with_classifier=False))
     assert alone.class_names == [] and not alone.is_guided
-    assert len(last(alone.draw(alone.order(None, 1.0, 2, "ddpm", 0, 3)))) == 3
+    assert len(last(alone.draw(None, 1.0, 2, "ddpm", 0, 3))) == 3
 
 
 def demo(*argv, status=0):
@@ -131,11 +131,11 @@ def served(space):
             process.wait()
 
 
-def test_a_space_runs_where_the_package_is_not_installed(hub, tmp_path, studio):
+def test_a_space_runs_where_the_package_is_not_installed(hub, tmp_path, model):
     gradio = pytest.importorskip("gradio")
     gradio_client = pytest.importorskip("gradio_client")
     space = tmp_path / "space"
-    studio.pipe.save_pretrained(tmp_path / "model")
+    model.pipe.save_pretrained(tmp_path / "model")
     demo("--model", tmp_path / "model", "--space", space, "--title", "Birds")
     files = {"app.py", "requirements.txt", "README.md", "model", "diffusers_cg"}
     assert {path.name for path in space.iterdir()} == files
@@ -153,7 +153,7 @@ def test_a_space_runs_where_the_package_is_not_installed(hub, tmp_path, studio):
         assert client.config["title"] == "Birds"
         gallery, status = client.predict(2, 1.0, 3, "ddim", 5, 2, api_name="/sample")
     assert status == "Done."
-    expected = last(studio.draw(studio.order(2, 1.0, 3, "ddim", seed=5, num_images=2)))
+    expected = last(model.draw(2, 1.0, 3, "ddim", seed=5, num_images=2))
     for shown, image in zip(gallery, expected, strict=True):
         difference = np.asarray(Image.open(shown["image"]).convert("RGB"), int) - np.asarray(image, int)
         assert np.abs(difference).max() <= 1
@@ -162,7 +162,7 @@ def test_a_space_runs_where_the_package_is_not_installed(hub, tmp_path, studio):
 def test_a_space_of_a_model_on_the_hub(tmp_path):
     pytest.importorskip("gradio")
     demo("--model", "me/model", "--space", tmp_path / "space")
-    assert "Studio.load('me/model')" in (tmp_path / "space" / "app.py").read_text()
+    assert "DemoModel.load('me/model')" in (tmp_path / "space" / "app.py").read_text()
     assert SpaceCard.load(tmp_path / "space" / "README.md").data.models == ["me/model"]
 
 

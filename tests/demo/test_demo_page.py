@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffusers_cg import DIGITS
-from diffusers_cg.demo.page import MAX_IMAGES, SCALES, Studio, build_page
+from diffusers_cg.demo.page import MAX_IMAGES, SCALES, DemoModel, build_page
 
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -84,7 +84,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    page = build_page(Studio.load(str(DIGITS)), "Handwritten digits")
+    page = build_page(DemoModel.load(str(DIGITS)), "Handwritten digits")
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, footer_links=[])
     yield url
     page.close()
@@ -125,10 +125,8 @@ def test_choose_a_class_and_see_it_drawn_step_by_step(driver, url):
     if "SCREENSHOT" in os.environ:
         driver.save_screenshot(os.environ["SCREENSHOT"])
     assert len(first) == 2
-    studio = Studio.load(str(DIGITS))
-    *_, last = studio.draw(
-        studio.order(7, studio.default("classifier_scale", "ddim"), 20, "ddim", seed=0, num_images=2)
-    )
+    model = DemoModel.load(str(DIGITS))
+    *_, last = model.draw(7, model.default("classifier_scale", "ddim"), 20, "ddim", seed=0, num_images=2)
     for address, image in zip(first, last.images):
         with urllib.request.urlopen(address) as shown:
             seen_image = np.asarray(Image.open(shown).convert("L"), dtype=int)

@@ -18,13 +18,14 @@ from diffusers_cg import GaussianDiffusion
 from diffusers_cg.diffusion import (
     prior_term,
     resolve_timesteps,
-    scheduler_for_guided_noise,
+    scheduler_on_guided_noise,
     split_model_output,
     to_ddim_scheduler,
     to_ddpm_scheduler,
     training_losses,
     variational_bound_term,
 )
+from diffusers_cg.errors import InputError
 
 
 BETAS = {schedule: DDPMScheduler(beta_schedule=schedule).betas for schedule in ("linear", "squaredcos_cap_v2")}
@@ -143,7 +144,7 @@ def test_mean_is_the_posterior_of_the_predicted_image():
         assert (original.abs() > 0.5).any()
         if clip_range is not None:
             original = original.clamp(-0.5, 0.5)
-        assert torch.equal(p.pred_original_sample, original)
+        assert torch.equal(diffusion.predict(OUTPUT, NOISE, 400, clip_range).pred_original_sample, original)
         assert torch.equal(p.mean, diffusion.q_posterior(original, NOISE, 400).mean)
 
 
@@ -169,7 +170,7 @@ def test_a_subset_is_the_process_of_its_respaced_betas():
     respaced = GaussianDiffusion(betas)
     for index, t in enumerate(sorted(subset)):
         p, expected = kept.p_mean_variance(OUTPUT, NOISE, t), respaced.p_mean_variance(OUTPUT, NOISE, index)
-        for name in ("mean", "variance", "log_variance", "pred_original_sample"):
+        for name in ("mean", "variance", "log_variance"):
             assert torch.allclose(getattr(p, name), getattr(expected, name), rtol=1e-5, atol=1e-6)
 
 
@@ -327,7 +328,8 @@ def test_a_step_of_ddpm(betas, variance_type, clip_sample):
         p = diffusion.p_mean_variance(model_output, CLEAN, t, clip_range=1.0 if clip_sample else None)
         sample = p.mean + (0.5 * p.log_variance).exp() * noise
         assert torch.allclose(sample, expected.prev_sample, rtol=1e-4, atol=1e-4)
-        assert torch.allclose(p.pred_original_sample, expected.pred_original_sample, rtol=1e-4, atol=1e-4)
+        original = diffusion.predict(model_output, CLEAN, t, 1.0 if clip_sample else None).pred_original_sample
+        assert torch.allclose(original, expected.pred_original_sample, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -336,7 +338,7 @@ def test_a_step_of_ddim(eta):
     stock = DDIMScheduler(timestep_spacing="leading")
     timesteps = resolve_timesteps(stock, 5, None)
     diffusion = GaussianDiffusion.from_scheduler(stock, timesteps)
-    scheduler = scheduler_for_guided_noise(stock, diffusion)
+    scheduler = scheduler_on_guided_noise(stock, diffusion)
     assert stock.config.clip_sample and not scheduler.config.clip_sample
     for t, index in zip(timesteps, scheduler.timesteps):
         original = diffusion.predict_original(OUTPUT[:, :3], CLEAN, t).clamp(-1, 1)
@@ -352,7 +354,7 @@ def test_a_step_of_ddim_between_unequal_timesteps():
     stock = DDIMScheduler()
     diffusion = GaussianDiffusion.from_scheduler(stock, resolve_timesteps(stock, None, [900, 250, 10]))
     abar = alphas_cumprod(stock.betas)
-    scheduler = scheduler_for_guided_noise(stock, diffusion)
+    scheduler = scheduler_on_guided_noise(stock, diffusion)
     for index, abar_t, abar_previous in zip(
         scheduler.timesteps, (abar[900], abar[250], abar[10]), (abar[250], abar[10], 1.0)
     ):
@@ -421,7 +423,41 @@ def test_conversion_to_ddpm(kind):
 
 @pytest.mark.parametrize("variance_type", ["learned_range", "fixed_large"])
 def test_variance_type_survives_ddim(variance_type):
+    """The one that the scheduler states goes before what the unet could give."""
     ddpm = DDPMScheduler(variance_type=variance_type)
-    assert to_ddpm_scheduler(ddpm, learned_variance=False) is ddpm
-    back = to_ddpm_scheduler(to_ddim_scheduler(ddpm), learned_variance=variance_type != "learned_range")
+    assert to_ddpm_scheduler(ddpm, learned_variance=True) is ddpm
+    back = to_ddpm_scheduler(to_ddim_scheduler(ddpm), learned_variance=True)
     assert back.config.variance_type == variance_type
+
+
+def test_a_learned_variance_needs_a_unet_that_gives_one():
+    with pytest.raises(InputError, match="expects a learned variance"):
+        to_ddpm_scheduler(DDPMScheduler(variance_type="learned_range"), learned_variance=False)
+    assert to_ddpm_scheduler(DDPMScheduler(), learned_variance=False).config.variance_type == "fixed_small"
+
+
+# ------------------------------------------------------------------------------------------------ fractional timesteps
+
+
+@pytest.mark.parametrize("variance_type", ["learned_range", "fixed_small", "fixed_large"])
+def test_between_whole_timesteps(variance_type):
+    """Whole numbers as floats give what integers do; halfway, sigma and variances are the geometric means."""
+    diffusion = GaussianDiffusion(BETAS["linear"], variance_type=variance_type)
+    output = OUTPUT if variance_type == "learned_range" else OUTPUT[:, :3]
+    whole, same = (diffusion.predict(output, NOISE, t, clip_range=1.0) for t in (400, 400.0))
+    for name, value in vars(whole).items():
+        assert torch.allclose(value, getattr(same, name), rtol=1e-5, atol=1e-6), name
+
+    def sigma(t):
+        return diffusion.coefficient("sqrt_recip_abar_minus_one", t, NOISE)
+
+    assert torch.allclose(sigma(400.5), (sigma(400) * sigma(401)).sqrt(), rtol=1e-5)
+    t = torch.tensor([0.5, 400.25, 998.75])[: len(NOISE)]
+    abar = diffusion.coefficient("abar", t, NOISE)
+    assert torch.allclose(diffusion.coefficient("sqrt_recip_abar", t, NOISE), abar.rsqrt(), rtol=1e-5)
+    below, between, above = (diffusion.predict(output, NOISE, t) for t in (400, 400.5, 401))
+    mean = (below.log_variance + above.log_variance) / 2
+    assert torch.allclose(between.log_variance, mean, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(between.variance, mean.exp(), rtol=1e-4)
+    original = diffusion.predict_original(output[:, :3], NOISE, t)
+    assert torch.allclose(diffusion.predict_noise(original, NOISE, t), output[:, :3], rtol=1e-3, atol=1e-4)

@@ -10,10 +10,12 @@ from PIL import Image
 from processes import run_here
 from tiny_extractor import Thumbnails, mean_colors
 
-from diffusers_cg.data.images import resize_and_crop
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation import (
+    METRICS,
+    Evaluation,
     FunctionExtractor,
+    Metric,
     compare,
     evaluate,
     extract_features,
@@ -45,10 +47,6 @@ def save_folder(folder, images, suffix=".png"):
 def save_npz(path, *arrays, **named):
     np.savez(path, *arrays, **named)
     return path
-
-
-def all_images(source, batch_size=7):
-    return np.concatenate(list(open_images(source).batches(batch_size)))
 
 
 @pytest.fixture
@@ -242,6 +240,60 @@ def test_names_of_metrics_are_inceptions_only_for_inception():
     assert not any(f"| {name} | " in markdown for name in ("FID", "sFID", "Inception Score"))
 
 
+def test_a_metric_of_a_user(tmp_path):
+    """A function and a row: it stands in reports beside the others, or alone."""
+
+    def shift(samples, reference):
+        return np.linalg.norm(samples.mean(axis=0) - reference.mean(axis=0))
+
+    mine = Metric("shift", "Shift of means", shift, needs="pool", better="lower")
+    evaluation = evaluate(SAMPLES, REFERENCE, Thumbnails(), metrics=[*METRICS, mine])
+    one, other = (Thumbnails()(images).pool.mean(axis=0) for images in (SAMPLES, REFERENCE))
+    expected = evaluate(SAMPLES, REFERENCE, Thumbnails()).metrics | {"shift": np.linalg.norm(one - other)}
+    assert evaluation.metrics == pytest.approx(expected, rel=1e-6)
+
+    evaluation.save(tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert list(report) == ["metrics", "samples", "reference", "extractor", "extractor_hash", "warnings"]
+    assert list(report["metrics"]) == ["fid", "sfid", "inception_score", "precision", "recall", "shift"]
+    assert f"| Shift of means | {expected['shift']:.4f} |" in (tmp_path / "report.md").read_text()
+    loaded = Evaluation.load(tmp_path)
+    assert loaded == evaluation
+    assert f"| shift | {expected['shift']:.4f} |" in loaded.to_markdown()  # the file says no more
+
+    sets = [measure(images, Thumbnails()) for images in (SAMPLES, REFERENCE)]
+    assert compare(*sets, metrics=[mine]).metrics == {"shift": evaluation.metrics["shift"]}
+    statistics = save_statistics(tmp_path / "statistics.npz", REFERENCE, "pool")
+    alone = evaluate(SAMPLES, statistics, Thumbnails(), metrics=[mine])
+    assert alone.metrics == {"shift": None}
+    assert "There are statistics alone of the reference: Shift of means needs images." in alone.warnings
+    of_logits = Metric("share", "Share", lambda logits: logits.mean(), "logits", "higher", of_samples_alone=True)
+    without = evaluate(SAMPLES, REFERENCE, mean_colors, metrics=[of_logits])
+    assert without.metrics == {"share": None}
+    assert "mean_colors gives no logits: there is no Share." in without.warnings
+
+
+def test_rows_of_one_function_share_its_call():
+    calls = []
+
+    def both(samples, reference):
+        calls.append((samples.shape, reference.shape))
+        return {"one": 1.0, "other": 2.0}
+
+    rows = [Metric(key, key, both, needs="spatial", better="higher") for key in ("one", "other")]
+    assert evaluate(SAMPLES, REFERENCE, Thumbnails(), metrics=rows).metrics == {"one": 1.0, "other": 2.0}
+    assert calls == [((30, 16), (40, 16))]
+
+
+def test_better_says_where_good_samples_lie():
+    """More images of the reference's kind score better than black ones, by every metric."""
+    good, bad = pixels(40, seed=2) // 2 + 60, np.zeros_like(REFERENCE)
+    good, bad = (evaluate(samples, REFERENCE, Thumbnails()).metrics for samples in (good, bad))
+    for metric in METRICS:
+        difference = good[metric.key] - bad[metric.key]
+        assert difference > 0 if metric.better == "higher" else difference < 0, metric.key
+
+
 def test_an_extractor_of_pool_features_alone():
     evaluation = evaluate(SAMPLES, REFERENCE, load_extractor("tiny_extractor:mean_colors"))
     assert evaluation.metrics["sfid"] is evaluation.metrics["inception_score"] is None
@@ -256,64 +308,6 @@ def test_warnings_of_numbers_that_are_not_comparable(files):
     assert any(warning.startswith("Files of the samples are compressed with loss") for warning in warnings)
     assert any("The samples are 16x16 in color and the reference 8x8 in color" in warning for warning in warnings)
     assert "The features are those of thumbnails: published numbers are of Inception's." in warnings
-
-
-# ------------------------------------------------------------------------------------------------------- sets of images
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_every_source_holds_the_same_images(tmp_path, channels):
-    images = pixels(10, channels=channels)
-    np.savez_compressed(tmp_path / "compressed.npz", images)
-    assert np.array_equal(all_images(images), images)
-    assert np.array_equal(all_images(save_npz(tmp_path / "plain.npz", images)), images)
-    assert np.array_equal(all_images(tmp_path / "compressed.npz"), images)
-    folder = save_folder(tmp_path / "folder", images)
-    by_class = np.concatenate([images[first::3] for first in range(3)])
-    assert np.array_equal(all_images(folder), by_class)
-    assert not open_images(folder).is_lossy
-
-
-def test_resolution(command, tmp_path):
-    """Images of any size, cropped as for training; those of the right size stay as they are."""
-    images = pixels(6, size=8)
-    folder = save_folder(tmp_path / "folder", images)
-    same = next(open_images(folder, resolution=8).batches(6))
-    assert np.array_equal(same, next(open_images(folder).batches(6)))
-    save_folder(folder / "wide", pixels(3, size=24)[:, :16])
-    with pytest.raises(ValueError, match="is 8x8 and .* is 24x16. Images must be of one size: pass --resolution"):
-        open_images(folder)
-    opened = open_images(folder, resolution=8)
-    assert opened.shape == (9, 8, 8, 3) and opened.content_hash() != open_images(folder, resolution=4).content_hash()
-    wide = np.concatenate(list(opened.batches(4)))[-1]
-    image = Image.open(sorted(folder.rglob("wide/**/*.png"))[-1])
-    assert np.array_equal(wide, np.asarray(resize_and_crop(image, 8, center_crop=True)))
-    command(folder, folder, "--resolution", 8)
-    assert "`resolution` must be at least 1, got 0" in command(folder, folder, "--resolution", 0, status=2)
-
-
-def test_grid_and_hidden_files_of_a_folder_are_left_out(tmp_path):
-    folder = save_folder(tmp_path / "folder", pixels(4))
-    Image.new("RGB", (99, 50)).save(folder / "grid.png")
-    (folder / ".DS_Store").write_text("hidden")
-    assert len(open_images(folder)) == 4
-
-
-def test_one_colored_file_makes_a_folder_colored(tmp_path):
-    folder = save_folder(tmp_path / "folder", pixels(3, channels=1))
-    save_folder(folder / "color", pixels(1))
-    assert open_images(folder).shape == (4, 8, 8, 3)
-    assert all_images(folder).shape == (4, 8, 8, 3)
-
-
-def test_content_hash(tmp_path):
-    sources = [SAMPLES, save_npz(tmp_path / "a.npz", SAMPLES), save_folder(tmp_path / "a", SAMPLES)]
-    changed = SAMPLES.copy()
-    changed[7, 0, 0, 0] ^= 1
-    others = [changed, save_npz(tmp_path / "b.npz", changed), save_folder(tmp_path / "b", changed)]
-    for one, other in zip(sources, others):
-        assert open_images(one).content_hash() == open_images(one).content_hash()
-        assert open_images(one).content_hash() != open_images(other).content_hash()
 
 
 def test_features_do_not_depend_on_the_batch_size():

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from diffusers_cg import ClassifierGuidance
+from diffusers_cg.guidance import ClassifierGuidance, GuidedStep, classifier_gradient
 
 
 SAMPLE = tiny.images(4)
@@ -26,7 +26,7 @@ def test_gradient_is_that_of_autograd(pool):
     classifier = tiny.classifier(pool=pool)
     sample = SAMPLE.clone().requires_grad_(True)
     (expected,) = torch.autograd.grad(log_probability(classifier, sample).sum(), sample)
-    gradient = ClassifierGuidance(classifier)(SAMPLE, TIMESTEPS, LABELS)
+    gradient = classifier_gradient(classifier, SAMPLE, TIMESTEPS, LABELS)
     assert gradient.dtype == torch.float32 and not gradient.requires_grad
     assert torch.allclose(gradient, expected, rtol=1e-5, atol=1e-7)
 
@@ -36,7 +36,7 @@ def test_gradient_is_that_of_autograd(pool):
 def test_gradient_is_the_slope(pool):
     """Central differences along random directions, in float64."""
     classifier = tiny.classifier(pool=pool)
-    gradient = ClassifierGuidance(classifier)(SAMPLE, TIMESTEPS, LABELS).double()
+    gradient = classifier_gradient(classifier, SAMPLE, TIMESTEPS, LABELS).double()
     exact, step = copy.deepcopy(classifier).double(), 1e-6
     for seed in (1, 2, 3):
         direction = tiny.images(4, seed=seed).double()
@@ -47,45 +47,64 @@ def test_gradient_is_the_slope(pool):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_float32_also_from_a_classifier_in_half_precision(dtype):
-    expected = ClassifierGuidance(tiny.classifier())(SAMPLE, TIMESTEPS, LABELS)
-    gradient = ClassifierGuidance(tiny.classifier().to(dtype))(SAMPLE, TIMESTEPS, LABELS)
+    expected = classifier_gradient(tiny.classifier(), SAMPLE, TIMESTEPS, LABELS)
+    gradient = classifier_gradient(tiny.classifier().to(dtype), SAMPLE, TIMESTEPS, LABELS)
     assert gradient.dtype == torch.float32
     assert (gradient - expected).norm() / expected.norm() < 0.1
 
 
-def test_classifier_is_frozen_and_in_evaluation_mode():
+def test_the_classifier_is_left_as_it_was():
+    """Asked without dropout; its mode, module by module, and its parameters are the owner's."""
     classifier = tiny.classifier(dropout=0.5).train()
-    guidance = ClassifierGuidance(classifier)
-    assert not any(module.training for module in classifier.modules())
-    assert not any(parameter.requires_grad for parameter in classifier.parameters())
-    gradient = guidance(SAMPLE, TIMESTEPS, LABELS)
-    assert torch.equal(gradient, guidance(SAMPLE, TIMESTEPS, LABELS))
+    classifier.head.eval()
+    classifier.conv_in.weight.requires_grad_(False)
+    modes = [module.training for module in classifier.modules()]
+    wanting = [parameter.requires_grad for parameter in classifier.parameters()]
+    gradient = classifier_gradient(classifier, SAMPLE, TIMESTEPS, LABELS)
+    assert torch.equal(gradient, classifier_gradient(classifier.eval(), SAMPLE, TIMESTEPS, LABELS))
+    classifier.train()
+    classifier.head.eval()
+    step = GuidedStep(SAMPLE, torch.tensor(10), None, torch.tensor(0.5), None, None)
+    ClassifierGuidance(classifier, LABELS, scale=2.0)(step)
+    assert [module.training for module in classifier.modules()] == modes
+    assert [parameter.requires_grad for parameter in classifier.parameters()] == wanting
     assert all(parameter.grad is None for parameter in classifier.parameters())
+
+
+@pytest.mark.parametrize("scale", [2.0, [0.0, 1.0, 2.0, 3.0]], ids=["one", "per image"])
+def test_labels_and_scale_belong_to_the_guidance(scale):
+    classifier = tiny.classifier()
+    step = GuidedStep(SAMPLE, torch.tensor(10), None, torch.tensor(0.5), None, None)
+    expected = torch.tensor(scale).reshape(-1, 1, 1, 1) * classifier_gradient(classifier, SAMPLE, 10, LABELS)
+    for labels in (LABELS, LABELS.tolist()):
+        assert torch.equal(ClassifierGuidance(classifier, labels, scale)(step), expected)
+    one_label = ClassifierGuidance(classifier, 3, scale)(step)
+    assert torch.equal(one_label, ClassifierGuidance(classifier, [3] * 4, scale)(step))
 
 
 @every_pooling
 def test_images_do_not_influence_each_other(pool):
-    guidance = ClassifierGuidance(tiny.classifier(pool=pool))
-    together = guidance(SAMPLE, TIMESTEPS, LABELS)
+    classifier = tiny.classifier(pool=pool)
+    together = classifier_gradient(classifier, SAMPLE, TIMESTEPS, LABELS)
     for i in range(4):
-        alone = guidance(SAMPLE[i : i + 1], TIMESTEPS[i : i + 1], LABELS[i : i + 1])
+        alone = classifier_gradient(classifier, SAMPLE[i : i + 1], TIMESTEPS[i : i + 1], LABELS[i : i + 1])
         assert torch.allclose(alone[0], together[i], rtol=1e-4, atol=1e-6)
 
 
 def test_the_sample_and_the_grad_mode_are_left_as_they_were():
-    guidance = ClassifierGuidance(tiny.classifier())
-    expected = guidance(SAMPLE, TIMESTEPS, LABELS)
+    classifier = tiny.classifier()
+    expected = classifier_gradient(classifier, SAMPLE, TIMESTEPS, LABELS)
     with torch.no_grad():
-        assert torch.equal(guidance(SAMPLE, TIMESTEPS, LABELS), expected)
+        assert torch.equal(classifier_gradient(classifier, SAMPLE, TIMESTEPS, LABELS), expected)
         assert not torch.is_grad_enabled()
     assert not SAMPLE.requires_grad
     sample = SAMPLE.clone().requires_grad_(True)
-    assert torch.equal(guidance(sample, TIMESTEPS, LABELS), expected) and sample.grad is None
+    assert torch.equal(classifier_gradient(classifier, sample, TIMESTEPS, LABELS), expected) and sample.grad is None
 
 
 def test_timestep_of_any_form():
-    guidance = ClassifierGuidance(tiny.classifier())
-    expected = guidance(SAMPLE, torch.tensor([10] * 4), LABELS)
+    classifier = tiny.classifier()
+    expected = classifier_gradient(classifier, SAMPLE, torch.tensor([10] * 4), LABELS)
     for timestep in (10, torch.tensor(10), torch.tensor([10])):
-        assert torch.equal(guidance(SAMPLE, timestep, LABELS), expected)
-    assert not torch.allclose(guidance(SAMPLE, 900, LABELS), expected, rtol=1e-2)
+        assert torch.equal(classifier_gradient(classifier, SAMPLE, timestep, LABELS), expected)
+    assert not torch.allclose(classifier_gradient(classifier, SAMPLE, 900, LABELS), expected, rtol=1e-2)

@@ -15,6 +15,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch.nn.functional import silu
 
 from diffusers_cg import ADMUNet2DModel
+from diffusers_cg.errors import InputError
 
 
 LEVELS = [levels for number in range(4) for levels in combinations((16, 8, 4), number)]
@@ -224,7 +225,7 @@ def test_class_names_are_kept_and_configs_without_them_load(tmp_path):
     ids=str,
 )
 def test_class_names_that_do_not_fit(class_names, num_class_embeds, said):
-    with pytest.raises(ValueError, match=f"^`class_names` {said}\\.$"):
+    with pytest.raises(InputError, match=f"^`class_names` {said}\\.$"):
         tiny.fresh_unet(num_class_embeds=num_class_embeds, class_names=class_names)
 
 
@@ -340,18 +341,18 @@ def test_layerwise_casting():
     ids=str,
 )
 def test_refused_arguments(changed, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(InputError, match=said):
         tiny.fresh_unet(**changed)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 7), (3, 8, 8)], ids=str)
 def test_refused_samples(shape):
-    with pytest.raises(ValueError, match=r"takes a sample of shape \(batch, 3, height, width\).*multiples of 2"):
+    with pytest.raises(InputError, match=r"takes a sample of shape \(batch, 3, height, width\).*multiples of 2"):
         tiny.unet()(torch.zeros(shape), 10)
 
 
 def test_labels_given_exactly_where_wanted():
-    with pytest.raises(ValueError, match="class-conditional: pass `class_labels`"):
+    with pytest.raises(InputError, match="class-conditional: pass `class_labels`"):
         tiny.unet(num_class_embeds=3)(tiny.images(), 10)
-    with pytest.raises(ValueError, match="takes no `class_labels`"):
+    with pytest.raises(InputError, match="takes no `class_labels`"):
         tiny.unet()(tiny.images(), 10, torch.tensor([0, 1]))

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
+from diffusers_cg.errors import InputError
 from diffusers_cg.models import load_pretrained, with_replaced
 
 
@@ -82,9 +83,9 @@ def test_what_cannot_be_replaced():
         ValueError, match="base_channels of a pretrained ADMUNet2DModel cannot be changed: only class_n"
     ):
         with_replaced(tiny.unet(), base_channels=32)
-    with pytest.raises(ValueError, match="multiples of 2"):
+    with pytest.raises(InputError, match="multiples of 2"):
         with_replaced(tiny.unet(), sample_size=15)
-    with pytest.raises(ValueError, match="num_classes"):
+    with pytest.raises(InputError, match="num_classes"):
         with_replaced(tiny.unet(), num_classes=3)
 
 
@@ -109,28 +110,31 @@ def test_from_a_pipeline_a_model_and_a_file(folder, tmp_path):
         (NoisyClassifierModel, folder / "classifier"),
     ):
         assert type(load_pretrained(model_class, path)) is model_class
-    with pytest.raises(ValueError, match="pass sample_size="):  # as from_single_file says
+    with pytest.raises(InputError, match="pass sample_size="):  # as from_single_file says
         load_pretrained(ADMUNet2DModel, tmp_path / "a.safetensors")
 
 
 def test_from_something_else(folder, tmp_path):
-    with pytest.raises(ValueError, match="holds a NoisyClassifierModel, not a ADMUNet2DModel"):
+    with pytest.raises(InputError, match="holds a NoisyClassifierModel, not a ADMUNet2DModel"):
         load_pretrained(ADMUNet2DModel, folder / "classifier")
     shutil.rmtree(folder / "unet")
-    with pytest.raises(ValueError, match="is no ADMUNet2DModel: pass a .pt"):
+    with pytest.raises(InputError, match="is no ADMUNet2DModel: pass a .pt"):
         load_pretrained(ADMUNet2DModel, folder)
-    with pytest.raises(ValueError, match="is no ADMUNet2DModel: pass a .pt"):
+    with pytest.raises(InputError, match="is no ADMUNet2DModel: pass a .pt"):
         load_pretrained(ADMUNet2DModel, tmp_path / "nowhere")
 
 
-def test_weights_missing_or_left_over(folder):
+def test_weights_missing_left_over_or_misshapen(folder):
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
     save_file({name: weights[name] for name in weights if name != "conv_in.bias"}, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"parameters: 1 missing \(conv_in.bias\)"):
+    with pytest.raises(InputError, match=r"parameters: 1 missing \(conv_in.bias\)"):
         load_pretrained(ADMUNet2DModel, folder)
     save_file({**weights, "extra.weight": torch.ones(1)}, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"parameters: 1 left over \(extra.weight\)"):
+    with pytest.raises(InputError, match=r"parameters: 1 left over \(extra.weight\)"):
+        load_pretrained(ADMUNet2DModel, folder)
+    save_file({**weights, "conv_in.bias": torch.ones(3)}, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"1 of another shape \(conv_in.bias is \(3,\) in place of \(16,\)\)"):
         load_pretrained(ADMUNet2DModel, folder)
 
 

@@ -12,6 +12,7 @@ from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 
 from diffusers_cg import NoisyClassifierModel
+from diffusers_cg.errors import InputError
 
 
 POOLINGS = ("attention", "adaptive", "spatial", "spatial_v2")
@@ -70,7 +71,7 @@ def test_other_image_sizes_than_its_own(pool):
 
 
 def test_attention_pooling_refuses_other_sizes():
-    with pytest.raises(ValueError, match=r"attention pooling takes images of its own size 8, got \(8, 16\)"):
+    with pytest.raises(InputError, match=r"attention pooling takes images of its own size 8, got \(8, 16\)"):
         tiny.classifier()(tiny.images(size=(8, 16)), 10)
 
 
@@ -197,7 +198,7 @@ def test_saved_and_loaded(tmp_path, pool):
 def test_class_names_are_kept(tmp_path):
     tiny.classifier(class_names=list("vwxyz")).save_pretrained(tmp_path)
     assert NoisyClassifierModel.from_pretrained(tmp_path).config.class_names == list("vwxyz")
-    with pytest.raises(ValueError, match=r"`class_names` holds 2 names, but `num_classes` is 5\."):
+    with pytest.raises(InputError, match=r"`class_names` holds 2 names, but `num_classes` is 5\."):
         tiny.fresh_classifier(class_names=["a", "b"])
 
 
@@ -278,11 +279,11 @@ def test_layerwise_casting(pool):
     ids=str,
 )
 def test_refused_arguments(changed, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(InputError, match=said):
         tiny.fresh_classifier(**changed)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 8, 7), (3, 8, 8)], ids=str)
 def test_refused_samples(shape):
-    with pytest.raises(ValueError, match=r"takes a sample of shape \(batch, 3, height, width\).*multiples of 2"):
+    with pytest.raises(InputError, match=r"takes a sample of shape \(batch, 3, height, width\).*multiples of 2"):
         tiny.classifier()(torch.zeros(shape), 10)

@@ -22,6 +22,7 @@ from tiny import seeded
 
 from diffusers_cg import DIGITS, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline, GaussianDiffusion
 from diffusers_cg.errors import InputError
+from diffusers_cg.guidance import ClassifierGuidance
 
 
 DDPM, DDIM = ClassifierGuidedDDPMPipeline, ClassifierGuidedDDIMPipeline
@@ -86,11 +87,11 @@ def test_no_labels_where_nobody_needs_them(pipes, kind):
 def test_labels_reach_unet_and_guidance(conditional_pipes, kind):
     pipe, seen = conditional_pipes[kind], []
 
-    def guidance(sample, timestep, class_labels):
-        seen.append((sample.dtype, int(timestep), class_labels.tolist()))
-        return torch.zeros_like(sample)
+    def guidance(step):
+        seen.append((step.sample.dtype, int(step.timestep), step.class_labels.tolist()))
+        return torch.zeros_like(step.sample)
 
-    zero = draw(pipe, [0, 3], guidance=guidance, classifier_scale=2.0, timesteps=[900, 500, 4])
+    zero = draw(pipe, [0, 3], guidance=guidance, timesteps=[900, 500, 4])
     assert seen == [(torch.float32, t, [0, 3]) for t in (900, 500, 4)]
     assert torch.equal(zero, draw(pipe, [0, 3], classifier_scale=0, timesteps=[900, 500, 4]))
     assert not torch.allclose(zero, draw(pipe, [1, 2], classifier_scale=0, timesteps=[900, 500, 4]))
@@ -120,15 +121,24 @@ def test_scale_per_image(pipes, kind):
 
 
 @BOTH
-def test_guidance_without_a_classifier(kind):
+def test_guidance_of_ones_own_without_a_classifier(kind):
     pipe = tiny.pipeline(kind, with_classifier=False)
-
-    def ones(sample, timestep, class_labels):
-        return torch.ones_like(sample)
-
-    shifted = draw(pipe, guidance=ones)
+    shifted = draw(pipe, guidance=lambda step: torch.ones_like(step.sample))
     assert (shifted.mean() > draw(pipe, classifier_scale=0).mean() + 0.1).all()
-    assert torch.equal(shifted, draw(pipe, guidance=ones, classifier_scale=1.0)), "the saved scale"
+    without_labels = draw(pipe, None, batch_size=2, guidance=lambda step: torch.ones_like(step.sample))
+    assert torch.equal(shifted, without_labels)
+
+
+@BOTH
+def test_guidance_of_ones_own_beside_the_classifier(pipes, kind):
+    """In its place unless a scale is passed; then both."""
+    pipe = pipes[kind]
+    classifier, ones = ClassifierGuidance(pipe.classifier, [0, 3], 5.0), lambda step: torch.ones_like(step.sample)
+    assert torch.equal(draw(pipe, guidance=classifier), draw(pipe, classifier_scale=5.0))
+    assert torch.equal(draw(pipe, guidance=ones), draw(tiny.pipeline(kind, with_classifier=False), guidance=ones))
+    both = draw(pipe, guidance=ones, classifier_scale=5.0)
+    assert torch.equal(both, draw(pipe, guidance=classifier + ones))
+    assert not torch.allclose(both, draw(pipe, classifier_scale=5.0), atol=1e-2)
 
 
 TIMESTEPS, SCALE = [700, 300], 1.7
@@ -148,8 +158,7 @@ def first_step(pipe, timesteps=TIMESTEPS, **options):
         pipe,
         latents=latents,
         timesteps=timesteps,
-        guidance=lambda *_: GRADIENT,
-        classifier_scale=SCALE,
+        guidance=lambda step: SCALE * GRADIENT,
         callback_on_step_end=record,
         **options,
     )
@@ -275,11 +284,12 @@ def test_eta(pipes):
 def test_other_schedulers_on_guided_noise(pipes, scheduler):
     pipe = tiny.pipeline(DDIM, scheduler=scheduler)
     assert pipe.scheduler is scheduler
-    options = {"num_inference_steps": 5, "guidance": lambda *_: GRADIENT}
-    guided, unguided = (draw(pipe, classifier_scale=scale, **options) for scale in (1.0, 0))
+    options = {"num_inference_steps": 5}
+    guided = draw(pipe, guidance=lambda step: GRADIENT, **options)
+    unguided = draw(pipe, classifier_scale=0, **options)
     assert guided.isfinite().all()
     assert (guided - unguided)[GRADIENT > 1].mean() > 0.1 and (guided - unguided)[GRADIENT < -1].mean() < -0.1
-    assert torch.equal(draw(pipe, classifier_scale=1.0, **options), guided)
+    assert torch.equal(draw(pipe, guidance=lambda step: GRADIENT, **options), guided)
 
 
 def test_a_first_step_that_blows_guidance_up_is_warned_of(caplog):
@@ -684,7 +694,11 @@ def test_unet_and_classifier_that_do_not_fit(kind, of_unet, of_classifier, said)
         (DDPM, DDPMScheduler(prediction_type="v_prediction"), "prediction_type='v_prediction'"),
         (DDIM, DDIMScheduler(prediction_type="sample"), "prediction_type='sample'"),
         (DDPM, DDPMScheduler(variance_type="learned"), "`variance_type` must be one of"),
-        (DDPM, DDPMScheduler(variance_type="learned_range"), "expects a learned variance, but the unet has 3 output"),
+        (
+            DDPM,
+            DDPMScheduler(variance_type="learned_range"),
+            "expects a learned variance, but the unet has as many output",
+        ),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else type(value).__name__,
 )

@@ -1,6 +1,5 @@
 """`diffusers-cg convert`, from a checkpoint file to a pipeline that samples."""
 
-import json
 import os
 import re
 import signal
@@ -13,7 +12,7 @@ import tiny
 import torch
 from huggingface_hub import ModelCard
 from processes import Signal, run_cli
-from reference import CASES, DATA, rule_state_dict
+from reference import CASES, MANIFESTS, on_meta, rule_state_dict
 from safetensors import safe_open
 
 from diffusers_cg import (
@@ -23,7 +22,8 @@ from diffusers_cg import (
     ClassifierGuidedSuperResolutionPipeline,
 )
 from diffusers_cg.hub.model_card import write_openai_model_card
-from diffusers_cg.models.openai_checkpoint import RELEASED_CHECKPOINTS, find_released, recognise
+from diffusers_cg.models.openai_files import open_checkpoint
+from diffusers_cg.models.presets import PRESETS
 from diffusers_cg.pipelines.conversion import resolve_low_res_size
 
 
@@ -99,11 +99,9 @@ def test_an_upsampler_becomes_an_upsampling_pipeline(files, convert, tmp_path):
 
 @pytest.mark.parametrize(("name", "low_res_size"), [("64_256_upsampler", 64), ("128_512_upsampler", 128)])
 def test_released_upsamplers_need_no_facts(tmp_path, monkeypatch, name, low_res_size):
-    manifest = json.loads((DATA / "manifests" / f"{name}.json").read_text())
-    recognised = recognise({key: tuple(shape) for key, shape in manifest["shapes"].items()})
-    released = find_released(recognised, name)
-    assert released is RELEASED_CHECKPOINTS[name]
-    assert resolve_low_res_size(recognised, released, None) == low_res_size
+    checkpoint = open_checkpoint(on_meta(MANIFESTS[name]["shapes"]), "unet")
+    assert checkpoint.preset is PRESETS[name]
+    assert resolve_low_res_size(checkpoint, None) == low_res_size
 
     pipe = tiny.pipeline(
         ClassifierGuidedSuperResolutionPipeline, conditional=True, low_res_size=4, with_classifier=False
@@ -134,24 +132,6 @@ def test_precision_shards_and_schedule(files, convert, tmp_path):
     pipe = ClassifierGuidedDDIMPipeline.from_pretrained(tmp_path / "pipeline")
     assert pipe.classifier is None
     assert pipe.scheduler.config.beta_schedule == "squaredcos_cap_v2"
-
-
-@pytest.mark.parametrize(
-    ("name", "schedule", "ddpm_steps", "ddpm_scale", "ddim_scale"),
-    [
-        ("64x64_diffusion", "squaredcos_cap_v2", 250, 1.0, 1.0),
-        ("128x128_diffusion", "linear", 250, 0.5, 1.25),
-        ("256x256_diffusion", "linear", 250, 1.0, 2.5),
-        ("256x256_diffusion_uncond", "linear", 250, 10.0, 10.0),
-        ("512x512_diffusion", "linear", 250, 4.0, 9.0),
-        ("lsun_cat", "linear", 1000, 1.0, 1.0),
-    ],
-)
-def test_the_paper_s_defaults(name, schedule, ddpm_steps, ddpm_scale, ddim_scale):
-    released = RELEASED_CHECKPOINTS[name]
-    assert released.beta_schedule == schedule
-    assert released.ddpm_num_inference_steps == ddpm_steps
-    assert (released.ddpm_classifier_scale, released.ddim_classifier_scale) == (ddpm_scale, ddim_scale)
 
 
 @pytest.mark.parametrize("interrupted", [signal.SIGKILL, signal.SIGINT])
@@ -196,7 +176,7 @@ def test_refusals(files, convert, tmp_path, argv, said):
 
 @torch.no_grad()
 def test_the_64x64_model_at_full_size(tmp_path):
-    shapes = json.loads((DATA / "manifests" / "64x64_diffusion.json").read_text())["shapes"]
+    shapes = MANIFESTS["64x64_diffusion"]["shapes"]
     generator = torch.Generator().manual_seed(0)
     state_dict = {key: 0.02 * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
     path = tmp_path / "64x64_diffusion.pt"

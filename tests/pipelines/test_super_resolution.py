@@ -355,7 +355,7 @@ def test_classifier_that_does_not_fit(changed, said):
     [
         (EulerDiscreteScheduler(), "EulerDiscreteScheduler .*use DDIMScheduler"),
         (DDPMScheduler(prediction_type="v_prediction"), "prediction_type='v_prediction'"),
-        (DDPMScheduler(variance_type="learned_range"), "expects a learned variance, but the unet has 3 output"),
+        (DDPMScheduler(variance_type="learned_range"), "expects a learned variance, but the unet has as many output"),
     ],
 )
 def test_schedulers_that_do_not_fit(scheduler, said):

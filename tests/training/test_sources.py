@@ -17,6 +17,7 @@ from PIL import Image
 from processes import Signal
 
 from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
+from diffusers_cg.data import open_images
 from diffusers_cg.errors import InputError
 from diffusers_cg.training.data import (
     SPARE_IMAGES,
@@ -197,6 +198,16 @@ def test_an_image_folder_by_name(images, few_digits):
     found = images(dataset_name=few_digits)
     assert (found.class_names, found.num_images) == (["0", "1", "2"], 36)
     assert torch.equal(found[7]["clean_images"], images(train_data_dir=few_digits)[7]["clean_images"])
+
+
+def test_an_npz(tmp_path):
+    labels = [label(number) for number in range(NUM_IMAGES)]
+    pictures = np.arange(NUM_IMAGES, dtype=np.uint8)[:, None, None, None] * np.full((16, 16, 1), 7, dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", pictures, np.array(labels))
+    found = TrainingImages(open_images(tmp_path / "images.npz", "required"), 16, 1)
+    for num_workers in (0, 2):
+        epoch = drawn(batches_of(found, 9, num_workers=num_workers), 4)
+        assert sorted(epoch.values()) == list(enumerate(labels))
 
 
 def test_examples_of_classes_also_of_a_stream(streamed, images, named):

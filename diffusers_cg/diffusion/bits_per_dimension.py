@@ -58,9 +58,10 @@ def bits_per_dimension(
         timestep = t.expand(len(clean_images))
         noise = randn_tensor(clean_images.shape, generator=generator, device=clean_images.device)
         sample = diffusion.q_sample(clean_images, noise, timestep)
-        step = (model(sample, timestep).float(), sample, timestep)
-        original, predicted_noise = diffusion.predict_original_and_noise(*step, clip_range=clip_range)
-        terms.append(variational_bound_term(diffusion, step[0], clean_images, *step[1:], clip_range=clip_range))
+        model_output = model(sample, timestep).float()
+        original = diffusion.predict(model_output, sample, timestep, clip_range).pred_original_sample
+        predicted_noise = diffusion.predict_noise(original, sample, timestep)
+        terms.append(variational_bound_term(diffusion, model_output, clean_images, sample, timestep, clip_range))
         noise_errors.append((predicted_noise - noise).square().flatten(1).mean(dim=1))
         original_errors.append((original - clean_images).square().flatten(1).mean(dim=1))
     columns = (torch.stack(part, dim=1) for part in (terms, noise_errors, original_errors))

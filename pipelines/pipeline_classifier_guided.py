@@ -1,8 +1,9 @@
-"""What the classifier-guided pipelines share: their components, their inputs, and the loop around a step."""
+"""What the classifier-guided pipelines share: components, inputs, what the networks say of a sample, and the output."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,42 +11,31 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UN
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import CommitInfo
 
-from diffusers_cg.diffusion import resolve_timesteps
+from diffusers_cg.diffusion import (
+    GaussianDiffusion,
+    Generators,
+    Prediction,
+    check_eta,
+    clip_range,
+    resolve_timesteps,
+)
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance import ClassifierGuidance, Guidance
+from diffusers_cg.guidance import ClassifierGuidance, Guidance, GuidanceFunction, GuidanceSum, GuidedStep
 from diffusers_cg.models import NoisyClassifierModel
 from diffusers_cg.models.adm_trunk import height_and_width
 from diffusers_cg.pipelines.image_inputs import images_to_tensor
-from diffusers_cg.pipelines.steps import Generators, Step, warn_of_amplification
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 Callback = Callable | PipelineCallback | MultiPipelineCallbacks
 
+Look = Callable[[torch.Tensor, int, int], GuidedStep]
+"""(sample x_t, t, number of the step) -> the step as guidances see it."""
 
-@dataclass
-class SamplingInputs:
-    """The checked inputs of one call, on the execution device.
-
-    Args:
-        latents (`torch.Tensor`): The initial sample x_T, (B, C, H, W), float32.
-        class_labels (`torch.Tensor`, *optional*): (B,) int64.
-        timesteps (`list[int]`): Decreasing.
-        guidance (`Guidance`, *optional*): None where no image is guided.
-        classifier_scale (`torch.Tensor`): (B, 1, 1, 1), float32.
-        unet_inputs (`dict[str, torch.Tensor]`): What the unet is given at every step, beside the sample and its
-            timestep: `class_labels` if it is class-conditional, `low_res` if it upsamples.
-    """
-
-    latents: torch.Tensor
-    class_labels: torch.Tensor | None
-    timesteps: list[int]
-    guidance: Guidance | None
-    classifier_scale: torch.Tensor
-    unet_inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+OnStepEnd = Callable[[torch.Tensor, int, int], torch.Tensor]
+"""(sample x_{t-1}, t, number of the step) -> the sample to go on with."""
 
 
 class ClassifierGuidedPipeline(DiffusionPipeline):
@@ -60,14 +50,14 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.
 
     Raises:
-        ValueError: if the channels, the image size, or the number or names of the classes of unet and classifier differ.
+        InputError: if the channels, the image size, or the number or names of the classes of unet and classifier differ.
     """
 
     model_cpu_offload_seq = "unet->classifier"
     _optional_components = ["classifier"]
     _callback_tensor_inputs = ["latents"]
 
-    sampler: Literal["ddpm", "ddim"]
+    algorithm: Literal["ddpm", "ddim"]
     """Whose steps a call takes, and whose saved defaults: Algorithm 1's or Algorithm 2's."""
 
     def __init__(
@@ -99,7 +89,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         return scheduler
 
     def check_unet(self, unet: UNet2DModel) -> None:
-        """Raises `ValueError` where the unet is of a kind that this pipeline has no use for."""
+        """Raises `InputError` where the unet is of a kind that this pipeline has no use for."""
         if unet.config.get("low_res_channels"):
             raise InputError(
                 "This unet is an upsampling one, which needs low-resolution images, but this pipeline generates from "
@@ -128,7 +118,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             batch_size (`int`, *optional*): Number of images that the user asked for.
 
         Raises:
-            ValueError, TypeError: if labels are out of range, not integers or of another number.
+            InputError: if labels are out of range, not integers or of another number.
         """
         if batch_size is not None and (
             isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
@@ -143,7 +133,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             raise InputError(f"`class_labels` must be whole numbers, got {class_labels!r}.") from None
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise InputError(f"`class_labels` must be whole numbers, got {labels.dtype}.")
-        labels = labels.to(torch.int64)
+        labels = labels.to(torch.int64).clone()  # one of inference mode could not take part in a gradient
         if labels.ndim == 0:
             labels = labels.expand(batch_size or 1)
         if labels.ndim != 1 or len(labels) == 0:
@@ -161,7 +151,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     @property
     def num_classes(self) -> int | None:
         """Number of classes that unet or classifier know; None if neither does."""
-        if self.unet.config.num_class_embeds is not None:
+        if self.is_conditional:
             return self.unet.config.num_class_embeds
         return None if self.classifier is None else self.classifier.config.num_classes
 
@@ -180,7 +170,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             label (`str` or sequence of `str`): One name or several, each of [`class_names`].
 
         Raises:
-            ValueError: if a name is unknown (the nearest one is named) or belongs to several classes, or the classes
+            InputError: if a name is unknown (the nearest one is named) or belongs to several classes, or the classes
                 have no names.
         """
         class_names = self.class_names
@@ -203,7 +193,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """Scales as (B, 1, 1, 1) float32 on the execution device.
 
         Raises:
-            ValueError: if one is negative or not finite, or their number is neither one nor `batch_size`.
+            InputError: if one is negative or not finite, or their number is neither one nor `batch_size`.
         """
         try:
             scale = torch.as_tensor(classifier_scale, dtype=torch.float32, device=self._execution_device)
@@ -223,7 +213,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """Images of shape (C, H, W) each as (B, C, H, W) in [-1, 1], float32, on the execution device.
 
         Raises:
-            ValueError, TypeError: as [`images_to_tensor`].
+            InputError: as [`images_to_tensor`].
         """
         return images_to_tensor(image, shape).to(self._execution_device)
 
@@ -241,7 +231,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """The initial sample (B, C, H, W), float32: standard normal noise, or `latents`.
 
         Raises:
-            ValueError, TypeError: if `latents` has another shape or type, or the generators another number or type.
+            InputError: if `latents` has another shape or type, or the generators another number or type.
         """
         shape = (batch_size, *self.sample_shape)
         generators = generator if isinstance(generator, list) else [generator]
@@ -259,136 +249,169 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             raise InputError(f"`latents` must be of shape {shape}, got {tuple(latents.shape)}.")
         return latents.to(device=self._execution_device, dtype=torch.float32)
 
-    def prepare_callback_tensor_inputs(
-        self,
-        callback_on_step_end: Callback | None,
-        callback_on_step_end_tensor_inputs: list[str],
-    ) -> list[str]:
-        """Names of the tensors that the callback gets: its own where it is a `PipelineCallback`.
+    def prepare_timesteps(self, num_inference_steps: int | None, timesteps: Sequence[int] | None) -> list[int]:
+        """The decreasing timesteps of a call; the scheduler is set to them.
 
         Raises:
-            ValueError: if a name is unknown.
+            InputError: if both are given, or one cannot be meant.
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if num_inference_steps is not None and timesteps is not None:
+            raise InputError("Pass either `num_inference_steps` or `timesteps`, not both.")
+        if num_inference_steps is None:
+            num_inference_steps = self.config[f"{self.algorithm}_num_inference_steps"]
+        return resolve_timesteps(self.scheduler, num_inference_steps, timesteps)
+
+    def prepare_guidance(
+        self,
+        guidance: Guidance | GuidanceFunction | None,
+        class_labels: torch.Tensor | None,
+        classifier_scale: float | Sequence[float] | torch.Tensor | None,
+        batch_size: int,
+    ) -> GuidanceSum:
+        """What guides a call: the classifier at a scale above 0, and what the user gave; a sum of nothing for no guidance.
+
+        Raises:
+            InputError: if a classifier or labels are missing, or the guidance is none.
+        """
+        if classifier_scale is None:  # the saved one, unless another guidance is to stand in its place
+            alone = guidance is None and self.classifier is not None
+            classifier_scale = self.config[f"{self.algorithm}_classifier_scale"] if alone else 0.0
+        scale = self.prepare_classifier_scale(classifier_scale, batch_size)
+        uses_classifier = bool((scale > 0).any())
+        if uses_classifier and self.classifier is None:
+            raise InputError("This pipeline has no classifier: pass `classifier_scale=0`, or load it with one.")
+        if class_labels is None and (self.is_conditional or uses_classifier):
+            needed = "the class-conditional unet" if self.is_conditional else "guidance (`classifier_scale` above 0)"
+            raise InputError(f"`class_labels` are missing: {needed} needs one per image.")
+        guidances = [ClassifierGuidance(self.classifier, class_labels, scale)] if uses_classifier else []
+        return GuidanceSum([*guidances, guidance] if guidance is not None else guidances)
+
+    def prepare_callback(self, callback: Callback | None, tensor_inputs: list[str]) -> OnStepEnd:
+        """What is done with every new sample: the user's callback, if any, sees it and may replace it.
+
+        Raises:
+            InputError: if the callback is to get unknown tensors.
+        """
+        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+            tensor_inputs = callback.tensor_inputs
+        unknown = set(tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise InputError(
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {sorted(unknown)}."
             )
-        return callback_on_step_end_tensor_inputs
 
-    def prepare_inputs(
+        def on_step_end(sample: torch.Tensor, t: int, index: int) -> torch.Tensor:
+            if callback is None:
+                return sample
+            timestep = torch.tensor(t, device=sample.device)
+            outputs = callback(self, index, timestep, {"latents": sample} if tensor_inputs else {})
+            return (outputs or {}).get("latents", sample)
+
+        return on_step_end
+
+    def check_call(
         self,
-        *,
-        class_labels: int | Sequence[int] | torch.Tensor | None,
-        batch_size: int | None,
-        num_inference_steps: int | None,
-        timesteps: Sequence[int] | None,
-        classifier_scale: float | Sequence[float] | torch.Tensor | None,
-        guidance: Guidance | None,
-        generator: Generators,
-        latents: torch.Tensor | None,
-        output_type: str,
-    ) -> SamplingInputs:
-        """Checks everything that a call was given before anything is computed, and fills in the pipeline's defaults.
-
-        Raises:
-            ValueError, TypeError: with one sentence on what was wrong and what is expected.
-        """
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        batch_size: int | None = None,
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        classifier_scale: float | Sequence[float] | torch.Tensor | None = None,
+        guidance: Guidance | GuidanceFunction | None = None,
+        eta: float = 0.0,
+        output_type: str = "pil",
+    ) -> None:
+        """Raises `InputError` where a call with these arguments would; nothing is computed or drawn."""
         self.check_output_type(output_type)
-        if num_inference_steps is not None and timesteps is not None:
-            raise InputError("Pass either `num_inference_steps` or `timesteps`, not both.")
-        if num_inference_steps is None:
-            num_inference_steps = self.config[f"{self.sampler}_num_inference_steps"]
-
-        guidance_available = guidance is not None or self.classifier is not None
-        if classifier_scale is None:
-            classifier_scale = self.config[f"{self.sampler}_classifier_scale"] if guidance_available else 0.0
+        check_eta(eta, self.scheduler)
         labels = self.prepare_class_labels(class_labels, batch_size)
-        batch_size = len(labels) if labels is not None else batch_size or 1
-        scale = self.prepare_classifier_scale(classifier_scale, batch_size)
-        guided = bool((scale > 0).any())
-        if guided and not guidance_available:
-            raise InputError("This pipeline has no classifier: pass `classifier_scale=0`, or load it with one.")
-
-        conditional = self.unet.config.num_class_embeds is not None
-        needed = None
-        if conditional:
-            needed = "the class-conditional unet"
-        elif guided:
-            needed = "guidance (`classifier_scale` above 0)"
-        if labels is None and needed is not None:
-            raise InputError(f"`class_labels` are missing: {needed} needs one per image.")
-        if guided and guidance is None:
-            guidance = ClassifierGuidance(self.classifier)
-
-        timesteps = resolve_timesteps(self.scheduler, num_inference_steps, timesteps)
-        if guided and self.sampler == "ddim":
-            warn_of_amplification(self.scheduler, timesteps)
-        return SamplingInputs(
-            latents=self.prepare_latents(batch_size, generator, latents),  # last: it draws noise
-            class_labels=labels,
-            timesteps=timesteps,
-            guidance=guidance if guided else None,
-            classifier_scale=scale,
-            unet_inputs={"class_labels": labels} if conditional else {},
-        )
+        self.prepare_timesteps(num_inference_steps, timesteps)
+        self.prepare_guidance(guidance, labels, classifier_scale, num_images(labels, batch_size))
 
     def check_output_type(self, output_type: str) -> None:
-        """Raises `ValueError` unless images of the model's channels can be returned as `output_type`."""
+        """Raises `InputError` unless images of the model's channels can be returned as `output_type`."""
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
         channels = self.unet.config.in_channels
         if output_type == "pil" and channels not in (1, 3, 4):
             raise InputError(f'PIL has no images of {channels} channels: pass `output_type="np"`, "pt" or "latent".')
 
-    # ------------------------------------------------------------------------------------------------------- the Hub
+    # --------------------------------------------------------------------------------------------------------- steps
 
-    def _upload_folder(
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the unet is told the class."""
+        return self.unet.config.num_class_embeds is not None
+
+    def predict(
         self,
-        working_dir: str,
-        repo_id: str,
-        token: str | None = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-        subfolder: str | None = None,
-    ) -> CommitInfo:
-        """The end of diffusers' `push_to_hub` and `save_pretrained(push_to_hub=True)`: with our card, in one commit."""
-        from diffusers_cg.hub.publishing import upload_pipeline  # which knows all pipelines
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        low_res: torch.Tensor | None = None,
+        diffusion: GaussianDiffusion | None = None,
+    ) -> Prediction:
+        """What the unet sees in a noisy image: its noise, the clean image, and the variance of the step to x_{t-1}.
 
-        return upload_pipeline(self, working_dir, repo_id, token, commit_message, create_pr, subfolder)
+        Where gradients are on, the prediction has a graph that leads back to `sample` (and to the unet's parameters).
 
-    # --------------------------------------------------------------------------------------------------------- loop
+        Args:
+            sample (`torch.Tensor`): x_t, (B, C, H, W), of a process whose clean images span [-1, 1].
+            timestep (`torch.Tensor`, `float` or `int`): t, one for all or one per image (B,), in [0, T); fractional
+                times lie between the noise levels of whole ones.
+            class_labels (`torch.Tensor`, *optional*): (B,) int64; an unconditional unet is not told.
+            low_res (`torch.Tensor`, *optional*): For an upsampling unet: (B, C, h, w) in [-1, 1].
+            diffusion (`GaussianDiffusion`, *optional*): The process whose step is meant; that of training by default,
+                with all timesteps.
 
-    def denoise(
+        Returns:
+            `Prediction`: float32. The clean image is clipped if the scheduler clips; the noise is the network's own.
+        """
+        diffusion = diffusion or GaussianDiffusion.from_scheduler(self.scheduler)
+        inputs = {"class_labels": class_labels} if self.is_conditional else {}
+        if low_res is not None:
+            inputs["low_res"] = low_res
+        model_output = self.unet(sample.to(self.unet.dtype), timestep, **inputs).sample.float()
+        return diffusion.predict(model_output, sample, timestep, clip_range(self.scheduler))
+
+    def look(
         self,
-        inputs: SamplingInputs,
-        step: Step,
-        callback_on_step_end: Callback | None,
-        callback_on_step_end_tensor_inputs: list[str],
-    ) -> torch.Tensor:
-        """Runs `step` over the timesteps: x_T (B, C, H, W) -> x_0, float32."""
-        latents = inputs.latents
+        sample: torch.Tensor,
+        t: int,
+        index: int,
+        *,
+        diffusion: GaussianDiffusion,
+        guidance: Guidance,
+        class_labels: torch.Tensor | None,
+        low_res: torch.Tensor | None = None,
+    ) -> GuidedStep:
+        """The step from x_t, the `index`-th, as guidances see it; its prediction is what they make of the unet's."""
+        timestep = torch.tensor(t, device=sample.device)
+        predict = partial(self.predict, low_res=low_res, diffusion=diffusion)
+
+        def guided(sample: torch.Tensor) -> Prediction:
+            prediction = predict(sample, timestep, class_labels)
+            noise = guidance.mix(step.seeing(sample, prediction))
+            if noise is not prediction.noise:
+                original = diffusion.predict_original(noise, sample, timestep, clip_range(self.scheduler))
+                prediction = replace(prediction, noise=noise, pred_original_sample=original)
+            return replace(prediction, pred_original_sample=guidance.replace(step.seeing(sample, prediction)))
+
+        alpha_prod_t = diffusion.coefficient("abar", timestep, sample)
+        step = GuidedStep(
+            sample, timestep, class_labels, alpha_prod_t, predict, guided, index, len(diffusion.timesteps)
+        )
+        return step
+
+    def progress(self, timesteps: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Numbers and timesteps of the steps, under the progress bar, until a callback interrupts."""
         self._interrupt = False
-        self._num_timesteps = len(inputs.timesteps)
-        with self.progress_bar(total=len(inputs.timesteps)) as progress_bar:
-            for i, t in enumerate(inputs.timesteps):
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for index, t in enumerate(timesteps):
                 if self.interrupt:
-                    break
-                timestep = torch.tensor(t, device=latents.device)
-                model_output = self.unet(latents.to(self.unet.dtype), timestep, **inputs.unet_inputs).sample.float()
-                gradient = 0.0
-                if inputs.guidance is not None:
-                    gradient = inputs.classifier_scale * inputs.guidance(latents, timestep, inputs.class_labels)
-                latents = step(latents, t, model_output, gradient)
-
-                if callback_on_step_end is not None:
-                    callback_kwargs = {"latents": latents} if callback_on_step_end_tensor_inputs else {}
-                    outputs = callback_on_step_end(self, i, timestep, callback_kwargs)
-                    latents = (outputs or {}).get("latents", latents)
+                    return
+                yield index, t
                 progress_bar.update()
-        return latents
 
     def finish(self, latents: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
         """Turns x_0 (B, C, H, W) into images of `output_type`, and releases offloaded models."""
@@ -399,8 +422,18 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images)
 
 
+def predicts_variance(unet: UNet2DModel) -> bool:
+    """Whether the unet gives a variance beside the noise: twice as many channels as its images have."""
+    return unet.config.out_channels == 2 * unet.config.in_channels
+
+
+def num_images(class_labels: torch.Tensor | None, batch_size: int | None) -> int:
+    """How many images a call draws: one for each label, or as many as were asked for."""
+    return batch_size or 1 if class_labels is None else len(class_labels)
+
+
 def check_classifier(unet: UNet2DModel, classifier: NoisyClassifierModel | None) -> None:
-    """Raises `ValueError` where the classifier, if there is one, cannot read the unet's samples or knows other classes."""
+    """Raises `InputError` where the classifier, if there is one, cannot read the unet's samples or knows other classes."""
     if classifier is None:
         return
 

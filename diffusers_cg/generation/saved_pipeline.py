@@ -1,0 +1,175 @@
+"""A saved pipeline, and how to draw from it."""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import ModelMixin
+
+from diffusers_cg.diffusion import check_augmentation_level, to_ddim_scheduler, to_ddpm_scheduler
+from diffusers_cg.errors import InputError
+from diffusers_cg.generation.sample_folder import check_classes
+from diffusers_cg.pipelines import (
+    ClassifierGuidedDDIMPipeline,
+    ClassifierGuidedDDPMPipeline,
+    ClassifierGuidedPipeline,
+    ClassifierGuidedSuperResolutionPipeline,
+)
+
+
+PIPELINES = {"ddpm": ClassifierGuidedDDPMPipeline, "ddim": ClassifierGuidedDDIMPipeline}
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class SavedPipeline:
+    """A saved pipeline, and how to draw from it: what stands in `sampling.json`.
+
+    Args:
+        path (`str`): Its folder, or its name on the Hub.
+        algorithm (`"ddpm"` or `"ddim"`): Algorithm 1 or 2.
+        num_inference_steps (`int`, *optional*): The saved default otherwise.
+        classifier_scale (`float`, *optional*): The saved default otherwise.
+        dtype (`torch.dtype`): Of the networks' weights.
+        eta, timesteps, low_res_noise, low_res_blur (*optional*): As a call takes them; left out otherwise.
+    """
+
+    path: str
+    algorithm: Literal["ddpm", "ddim"] = "ddpm"
+    num_inference_steps: int | None = None
+    classifier_scale: float | None = None
+    dtype: torch.dtype = torch.float32
+    eta: float | None = None
+    timesteps: Sequence[int] | None = None
+    low_res_noise: float | None = None
+    low_res_blur: float | None = None
+
+    def load(self) -> ClassifierGuidedPipeline:
+        """The pipeline, which draws from noise, on the CPU.
+
+        Raises:
+            InputError: if there is none, or it upsamples.
+        """
+        return self._load(PIPELINES[self.algorithm])
+
+    def load_upsampler(self) -> ClassifierGuidedSuperResolutionPipeline:
+        """The pipeline, which upsamples, on the CPU.
+
+        Raises:
+            InputError: if there is none, or it does not upsample.
+        """
+        pipe = self._load(ClassifierGuidedSuperResolutionPipeline)
+        if self.algorithm == "ddim":
+            pipe.scheduler = to_ddim_scheduler(pipe.scheduler)
+        else:
+            pipe.scheduler = to_ddpm_scheduler(pipe.scheduler, pipe.unet.predicts_variance)
+        return pipe
+
+    def _load(self, pipeline_class: type[ClassifierGuidedPipeline]) -> ClassifierGuidedPipeline:
+        check_path(self.path)
+        try:
+            return pipeline_class.from_pretrained(self.path, dtype=self.dtype)
+        except InputError:
+            raise
+        except ValueError as error:  # diffusers' own, of a folder or repository that holds something else
+            raise InputError(f"{self.path} does not load as a {pipeline_class.__name__}: {error}") from error
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a call is given beside steps and scale."""
+        names = ("eta", "timesteps", "low_res_noise", "low_res_blur")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """Keywords of every call, which labels, generators and images come to."""
+        return {
+            "num_inference_steps": self.num_inference_steps,
+            "classifier_scale": self.classifier_scale,
+            **self.options,
+        }
+
+    def check(self, pipe: ClassifierGuidedPipeline, classes: Sequence[int] | None) -> None:
+        """Raises `InputError` where a call would for one of these classes; nothing is computed."""
+        if self.eta is not None and self.algorithm == "ddpm":
+            raise InputError("`eta` is for the sampler ddim: ddpm adds all the noise of its steps.")
+        for name in ("low_res_noise", "low_res_blur"):
+            check_augmentation_level(name, self.options.get(name, 0.0))
+        pipe.check_call(
+            class_labels=None if classes is None else [min(classes), max(classes)],
+            num_inference_steps=self.num_inference_steps,
+            timesteps=self.timesteps,
+            classifier_scale=self.classifier_scale,
+            eta=self.eta or 0.0,
+        )
+
+    def resolve_scale(self, pipe: ClassifierGuidedPipeline) -> float:
+        """Scale of guidance of a call."""
+        if self.classifier_scale is not None:
+            return self.classifier_scale
+        return 0.0 if pipe.classifier is None else pipe.config[f"{pipe.algorithm}_classifier_scale"]
+
+    def needed_classes(self, pipe: ClassifierGuidedPipeline) -> Sequence[int] | None:
+        """All classes that the pipeline knows; None where a call needs no labels."""
+        needed = pipe.unet.config.num_class_embeds is not None or self.resolve_scale(pipe) > 0
+        return range(pipe.num_classes) if needed and pipe.num_classes is not None else None
+
+    def settings(self, pipe: ClassifierGuidedPipeline) -> dict[str, Any]:
+        """What the images follow from beside their seed and classes, for `sampling.json`."""
+        settings = {"path": str(self.path), "sampler": self.algorithm}
+        if self.timesteps is None:
+            saved = pipe.config[f"{pipe.algorithm}_num_inference_steps"]
+            settings["num_inference_steps"] = saved if self.num_inference_steps is None else self.num_inference_steps
+        return {
+            **settings,
+            "classifier_scale": float(self.resolve_scale(pipe)),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            **self.options,
+            "components": fingerprint(pipe),
+        }
+
+
+def fingerprint(pipe: ClassifierGuidedPipeline) -> str:
+    """SHA-256, shortened, of the configuration and the weights of all components."""
+    digest = hashlib.sha256()
+    for name, component in sorted(pipe.components.items()):
+        if component is None:
+            continue
+        config = {key: value for key, value in component.config.items() if not key.startswith("_")}
+        digest.update(f"{name} {json.dumps(config, sort_keys=True, default=str)}".encode())
+        if isinstance(component, ModelMixin):
+            for key, tensor in sorted(component.state_dict().items()):
+                digest.update(key.encode())
+                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def check_path(path: str) -> None:
+    """Raises `InputError` where a path can be neither a pipeline's folder nor a name on the Hub."""
+    folder = Path(path)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise InputError(f"{path} is not the folder of a pipeline (it has no model_index.json).")
+    if not folder.exists() and not HUB_NAME.fullmatch(path):
+        raise InputError(f"There is no folder {path}: pass that of a saved pipeline, or OWNER/NAME on the Hub.")
+
+
+def common_classes(pipelines: Collection[SavedPipeline], classes: Sequence[int] | None) -> Sequence[int] | None:
+    """Classes to draw by all of some pipelines that differ in algorithm, steps and scale alone: those that any of them needs.
+
+    Raises:
+        InputError: where drawing by one of them would.
+    """
+    if classes is not None:
+        check_classes(classes)
+    one_of_each = {saved.algorithm: saved for saved in pipelines}
+    pipes = {algorithm: saved.load() for algorithm, saved in one_of_each.items()}
+    needed = [saved.needed_classes(pipes[saved.algorithm]) for saved in pipelines]
+    classes = classes or next((some for some in needed if some is not None), None)
+    for saved in pipelines:
+        saved.check(pipes[saved.algorithm], classes)
+    return classes

@@ -1,0 +1,240 @@
+"""What names and shapes of its parameters tell of a network of OpenAI's, and which of the paper's it is."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers_cg.errors import InputError
+from diffusers_cg.models.presets import PRESETS, Preset
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What names and shapes tell of a network.
+
+    Args:
+        kind (`str`): `"unet"` or `"classifier"`.
+        arguments (`dict`): Constructor arguments, all but those that the shapes leave open.
+        attention_levels (`tuple[int, ...]`): Levels with attention, by number, finest first.
+        coarsest_side (`int`, *optional*): Side of the coarsest feature map, where attention pooling tells it.
+    """
+
+    kind: str
+    arguments: dict[str, Any]
+    attention_levels: tuple[int, ...]
+    coarsest_side: int | None = None
+
+    def arguments_at(self, sample_size: int) -> dict[str, Any]:
+        """The arguments for a network of this image size."""
+        resolutions = tuple(sample_size // 2**level for level in self.attention_levels)
+        return {**self.arguments, "sample_size": sample_size, "attention_resolutions": resolutions}
+
+
+class Shapes(dict[str, tuple[int, ...]]):
+    """Shape of every parameter, by its name."""
+
+    def __missing__(self, name: str) -> None:
+        raise InputError(
+            f"This is not a checkpoint of guided-diffusion's networks: {name} is missing; it holds {list_few(self)}."
+        )
+
+    def numbers(self, part: str) -> set[int]:
+        """Numbers of the blocks of a part: `input_blocks` or `output_blocks`."""
+        matches = (re.match(rf"{part}\.(\d+)\.", name) for name in self)
+        return {int(match[1]) for match in matches if match}
+
+
+def list_few(names: Iterable, limit: int = 4) -> str:
+    """The first names of many."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def recognise(
+    shapes: Mapping[str, tuple[int, ...]],
+    sample_size: int | None = None,
+    layers_per_block: int | None = None,
+    low_res_channels: int | None = None,
+) -> Recognised:
+    """Reads the architecture off the parameters' names and shapes.
+
+    Args:
+        shapes (`Mapping[str, tuple[int, ...]]`): Shape of every parameter.
+        sample_size, layers_per_block, low_res_channels (`int`, *optional*): Facts that settle it where shapes do not.
+
+    Raises:
+        InputError: if these are not the parameters of such a network, or the shapes allow several.
+    """
+    shapes = Shapes(shapes)
+    base_channels = shapes["time_embed.0.weight"][1]
+    blocks = _blocks_down(shapes)
+    coarsest_side = None
+    if shapes.numbers("output_blocks"):
+        kind, own = "unet", _unet_arguments(shapes, low_res_channels)
+        layers_per_block, resample_type = _resampling_of_the_way_up(shapes)
+        levels = _levels(blocks, layers_per_block)
+    else:
+        kind, own = "classifier", _classifier_arguments(shapes)
+        resample_type = "conv" if any(block.convolves for block in blocks) else "resnet"
+        if own["pool"] == "attention":  # whose positions are the coarsest map's, and one more
+            coarsest_side = round((shapes["out.2.positional_embedding"][1] - 1) ** 0.5)
+        layers_per_block, levels = _choose_levels(blocks, layers_per_block, coarsest_side, sample_size)
+    if levels is None:
+        raise InputError("The blocks of this checkpoint are not arranged in levels as guided-diffusion's are.")
+
+    adagn = shapes["input_blocks.1.0.emb_layers.1.weight"][0] == 2 * levels[0].channels  # a scale and a shift
+    multipliers = [level.channels / base_channels for level in levels]
+    return Recognised(
+        kind,
+        arguments={
+            **own,
+            "base_channels": base_channels,
+            "channel_multipliers": tuple(int(m) if m == int(m) else m for m in multipliers),
+            "layers_per_block": layers_per_block,
+            "resample_type": resample_type,
+            "resnet_time_scale_shift": "scale_shift" if adagn else "default",
+        },
+        attention_levels=tuple(i for i, level in enumerate(levels) if level.attends),
+        coarsest_side=coarsest_side,
+    )
+
+
+def find_preset(recognised: Recognised, name: str = "") -> Preset | None:
+    """The paper's network of exactly this architecture: that of this name if several share it, else the first."""
+    matches = {key: preset for key, preset in PRESETS.items() if _agree(recognised, preset)}
+    return matches.get(name) or next(iter(matches.values()), None)
+
+
+def find_origin(recognised: Recognised) -> str | None:
+    """Name of the paper's network that this may be a fine-tune of, which differs in channels or classes alone."""
+    replaceable = ("in_channels", "out_channels", "low_res_channels", "num_class_embeds", "num_classes")
+    return next((name for name, preset in PRESETS.items() if _agree(recognised, preset, but=replaceable)), None)
+
+
+def _agree(recognised: Recognised, preset: Preset, but: tuple[str, ...] = ()) -> bool:
+    if recognised.kind != preset.kind:
+        return False
+    arguments = recognised.arguments_at(preset.architecture["sample_size"])
+    return all(preset.architecture.get(key) == value for key, value in arguments.items() if key not in but)
+
+
+# ------------------------------------------------------------------------------------------------- the two ends
+
+
+def _unet_arguments(shapes: Shapes, low_res_channels: int | None) -> dict[str, Any]:
+    network_in, network_out = shapes["input_blocks.0.0.weight"][1], shapes["out.2.weight"][0]
+    if low_res_channels is None:
+        # it sees image and low-resolution image of as many channels, and gives one or two times the former
+        fits = [0] if network_in % 2 else [0, network_in // 2]
+        fits = [low_res for low_res in fits if network_out in (network_in - low_res, 2 * (network_in - low_res))]
+        if 3 in fits:  # color images
+            fits = [3]
+        if len(fits) != 1:
+            raise InputError(
+                f"A unet from {network_in} to {network_out} channels may generate or upsample: pass low_res_channels=0, "
+                "or the channels of the low-resolution image."
+            )
+        (low_res_channels,) = fits
+    return {
+        "in_channels": network_in - low_res_channels,
+        "low_res_channels": low_res_channels,
+        "out_channels": network_out,
+        "num_class_embeds": shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else None,
+    }
+
+
+def _classifier_arguments(shapes: Shapes) -> dict[str, Any]:
+    if "out.2.c_proj.weight" in shapes:
+        pool, last = "attention", "out.2.c_proj.weight"
+    elif "out.3.weight" in shapes:  # out.0 is a linear layer, or the normalization of a feature map
+        pool, last = "spatial_v2" if len(shapes["out.0.weight"]) == 2 else "adaptive", "out.3.weight"
+    elif "out.2.weight" in shapes:
+        pool, last = "spatial", "out.2.weight"
+    else:
+        head = list_few(name for name in shapes if name.startswith("out."))
+        raise InputError(f"This classifier's head is unknown: {head}.")
+    return {"in_channels": shapes["input_blocks.0.0.weight"][1], "num_classes": shapes[last][0], "pool": pool}
+
+
+# ------------------------------------------------------------------------------------- levels of the way down
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block on the way down.
+
+    Args:
+        channels (`int`): Its width.
+        attends (`bool`): Whether attention follows.
+        convolves (`bool`): Whether it is a mere convolution that halves the image.
+    """
+
+    channels: int
+    attends: bool
+    convolves: bool
+
+
+def _blocks_down(shapes: Shapes) -> list[_Block]:
+    """The blocks after the first convolution, in order."""
+    numbers = shapes.numbers("input_blocks")
+    if numbers != set(range(len(numbers))):
+        raise InputError(
+            "This checkpoint resamples without parameters between its levels (conv_resample=False, "
+            "resblock_updown=False), which these models do not have."
+        )
+    blocks = []
+    for number in range(1, len(numbers)):
+        block = f"input_blocks.{number}"
+        convolves = f"{block}.0.op.weight" in shapes
+        channels = shapes[f"{block}.0.op.weight" if convolves else f"{block}.0.out_layers.3.weight"][0]
+        blocks.append(_Block(channels, f"{block}.1.qkv.weight" in shapes, convolves))
+    return blocks
+
+
+def _levels(blocks: list[_Block], layers_per_block: int) -> list[_Block] | None:
+    """A block of each level, if every one of them has so many alike; None if that cannot be.
+
+    Each level but the last ends in one more block, which halves the image.
+    """
+    period = layers_per_block + 1
+    if (len(blocks) + 1) % period:
+        return None
+    levels, halving = [], []
+    for first in range(0, len(blocks), period):
+        level, *others = blocks[first : first + layers_per_block]
+        if level.convolves or any(other != level for other in others):
+            return None
+        levels.append(level)
+        halving += blocks[first + layers_per_block : first + period]
+    alike = all(end.channels == level.channels and not end.attends for end, level in zip(halving, levels))
+    return levels if alike and len({end.convolves for end in halving}) <= 1 else None
+
+
+def _resampling_of_the_way_up(shapes: Shapes) -> tuple[int, str]:
+    """Residual blocks per level, and how it is resampled, from the layer that ends the first level on the way up."""
+    for number in sorted(shapes.numbers("output_blocks")):
+        for name in shapes:
+            match = re.fullmatch(rf"output_blocks\.{number}\.[12]\.(in_layers|conv)\..*", name)
+            if match:
+                return number, "resnet" if match[1] == "in_layers" else "conv"
+    return max(shapes.numbers("output_blocks")), "resnet"  # a single level
+
+
+def _choose_levels(
+    blocks: list[_Block], layers_per_block: int | None, coarsest_side: int | None, sample_size: int | None
+) -> tuple[int, list[_Block] | None]:
+    """Residual blocks per level, and the levels, of a classifier, whose shapes may allow several."""
+    choices = {number: _levels(blocks, number) for number in range(1, len(blocks) + 1)}
+    choices = {number: levels for number, levels in choices.items() if levels is not None}
+    if layers_per_block is not None:
+        choices = {number: levels for number, levels in choices.items() if number == layers_per_block}
+    if sample_size is not None and coarsest_side is not None:
+        sides = {number: coarsest_side * 2 ** (len(levels) - 1) for number, levels in choices.items()}
+        choices = {number: levels for number, levels in choices.items() if sides[number] == sample_size}
+    if len(choices) > 1:
+        raise InputError(
+            "The shapes of this classifier allow several numbers of residual blocks per level: pass layers_per_block, "
+            f"one of {sorted(choices)}."
+        )
+    return next(iter(choices.items()), (0, None))

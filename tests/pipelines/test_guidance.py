@@ -1,0 +1,313 @@
+"""Guidance of a user's own under both algorithms: what it sees, what it may change, and how guidances compose."""
+
+import math
+
+import pytest
+import tiny
+import torch
+from diffusers import DDPMScheduler
+from tiny import seeded
+
+from diffusers_cg import ClassifierGuidance, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
+from diffusers_cg.errors import InputError
+from diffusers_cg.guidance import Guidance
+
+
+DDPM, DDIM = ClassifierGuidedDDPMPipeline, ClassifierGuidedDDIMPipeline
+BOTH = pytest.mark.parametrize("kind", [DDPM, DDIM], ids=["ddpm", "ddim"])
+TIMESTEPS = [900, 500, 40]
+LATENTS = tiny.images(2, seed=5)
+LABELS = torch.tensor([0, 3])
+GRADIENT = tiny.images(2, seed=7)
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    return {kind: tiny.pipeline(kind, conditional=True) for kind in (DDPM, DDIM)}
+
+
+def draw(pipe, guidance=None, **options):
+    """The raw sample from the same noise; unguided but for `guidance`."""
+    options = {"timesteps": TIMESTEPS, "classifier_scale": 0, "output_type": "latent", **options}
+    return pipe(LABELS, guidance=guidance, latents=LATENTS, generator=seeded(), **options).images
+
+
+def first_steps(pipe, guidance, **options):
+    """What a guidance sees: the step objects, one for each timestep."""
+    seen = []
+
+    def watch(step):
+        seen.append(step)
+        return guidance(step)
+
+    draw(pipe, watch, **options)
+    return seen
+
+
+def gradient(step):
+    return 0.5 * GRADIENT
+
+
+# ------------------------------------------------------------------------------------------------------ what is known
+
+
+@BOTH
+def test_a_guidance_sees_the_whole_step(pipes, kind):
+    pipe = pipes[kind]
+    steps = first_steps(pipe, gradient)
+    assert [int(step.timestep) for step in steps] == TIMESTEPS
+    assert [(step.index, step.num_steps) for step in steps] == [(0, 3), (1, 3), (2, 3)]
+    step, t = steps[0], TIMESTEPS[0]
+    abar = math.prod((1 - DDPMScheduler().betas[: t + 1].double()).tolist())
+    assert torch.equal(step.sample, LATENTS) and torch.equal(step.class_labels, LABELS)
+    assert step.alpha_prod_t.item() == pytest.approx(abar, rel=1e-5)
+    assert step.sigma == pytest.approx(math.sqrt((1 - abar) / abar), rel=1e-5)
+    with torch.no_grad():
+        noise, _ = pipe.unet(LATENTS, t, class_labels=LABELS).sample.chunk(2, dim=1)
+    assert torch.equal(step.noise, noise)
+    original = (LATENTS - math.sqrt(1 - abar) * noise) / math.sqrt(abar)
+    assert torch.allclose(step.pred_original_sample, original.clamp(-1, 1), rtol=1e-4, atol=1e-4)
+    assert step.variance.shape == LATENTS.shape and (step.variance > 0).all()
+    asked = step.predict(step.sample, step.timestep, torch.tensor([1, 1]))
+    assert not torch.allclose(asked.noise, step.noise, atol=1e-3)
+
+
+@BOTH
+def test_the_variance_is_that_of_the_step(pipes, kind):
+    """Of the process with these timesteps, not of the one with all of them."""
+    step = first_steps(pipes[kind], gradient)[0]
+    pipe = pipes[kind]
+    with torch.no_grad():
+        whole = pipe.predict(step.sample, TIMESTEPS[0], LABELS)
+    assert (step.variance > 2 * whole.variance).all()
+
+
+@BOTH
+def test_the_network_is_asked_once_a_step(pipes, kind):
+    pipe = tiny.pipeline(kind, conditional=True)
+    passes = tiny.count_forward_passes(pipe.unet)
+
+    def curious(step):
+        return step.noise + step.pred_original_sample + step.variance + 0 * step.sigma
+
+    draw(pipe, curious)
+    assert len(passes) == len(TIMESTEPS)
+
+    def through_the_unet(step):
+        step = step.differentiable()
+        return torch.autograd.grad(step.pred_original_sample.sum(), step.sample)[0]
+
+    passes.clear()
+    draw(pipe, through_the_unet)
+    assert len(passes) == len(TIMESTEPS), "the graph costs no second pass"
+
+
+@BOTH
+def test_gradient_through_the_unet_is_the_slope(kind):
+    """Of an energy of the clean image that the network sees, against central differences."""
+    pipe = tiny.pipeline(kind, conditional=True)
+    taken = []
+
+    def energy(clean_images):
+        return clean_images.square().sum(dim=(1, 2, 3)).tanh()
+
+    def guidance(step):
+        differentiable = step.differentiable()
+        taken.append(torch.autograd.grad(energy(differentiable.pred_original_sample).sum(), differentiable.sample)[0])
+        assert torch.equal(step.pred_original_sample, differentiable.pred_original_sample.detach())
+        return taken[-1]
+
+    draw(pipe, guidance, timesteps=[100])
+    direction, small = tiny.images(2, seed=9), 1e-3
+
+    def at(sample):
+        with torch.no_grad():
+            return energy(pipe.predict(sample, torch.tensor(100), LABELS).pred_original_sample.double())
+
+    slope = (at(LATENTS + small * direction) - at(LATENTS - small * direction)) / (2 * small)
+    assert torch.allclose((taken[0] * direction).sum(dim=(1, 2, 3)).double(), slope, rtol=2e-2, atol=2e-3)
+
+
+@BOTH
+def test_predict_keeps_its_graph_only_where_gradients_are_on(pipes, kind):
+    sample = LATENTS.clone().requires_grad_(True)
+    prediction = pipes[kind].predict(sample, 500, LABELS)
+    assert torch.autograd.grad(prediction.pred_original_sample.sum(), sample)[0].abs().sum() > 0
+    with torch.no_grad():
+        assert not pipes[kind].predict(sample, 500, LABELS).noise.requires_grad
+
+
+@BOTH
+def test_predict_at_fractional_timesteps(pipes, kind):
+    """The network is fed the fraction, and the noise level lies between those of the whole ones."""
+    pipe, times = pipes[kind], torch.tensor([500.0, 500.5])
+    with torch.no_grad():
+        prediction, whole = (pipe.predict(LATENTS, t, LABELS) for t in (times, 500))
+        noise, _ = pipe.unet(LATENTS, times, class_labels=LABELS).sample.chunk(2, dim=1)
+    assert torch.equal(prediction.noise, noise)
+    for name, value in vars(prediction).items():
+        assert torch.allclose(value[0], getattr(whole, name)[0], rtol=1e-4, atol=1e-4), name
+    abars = DDPMScheduler().alphas_cumprod
+    sigma = (((1 - abars) / abars).sqrt()[500:502]).prod().sqrt()
+    expected = (1 + sigma**2).sqrt() * LATENTS[1] - sigma * noise[1]
+    assert torch.allclose(prediction.pred_original_sample[1], expected.clamp(-1, 1), rtol=1e-3, atol=1e-3)
+
+
+def test_an_unconditional_unet_is_not_told():
+    pipe = tiny.pipeline(DDIM)
+    with torch.no_grad():
+        assert torch.equal(pipe.predict(LATENTS, 10, LABELS).noise, pipe.predict(LATENTS, 10).noise)
+
+
+@BOTH
+def test_inference_mode_guides_the_same_through_the_unet(pipes, kind):
+    def guidance(step):
+        step = step.differentiable()
+        return torch.autograd.grad(step.pred_original_sample.square().sum(), step.sample)[0]
+
+    expected = draw(pipes[kind], guidance)
+    with torch.inference_mode():
+        assert torch.equal(draw(pipes[kind], guidance), expected)
+
+
+# ------------------------------------------------------------------------------------------------------ what may change
+
+
+class Shifted(Guidance):
+    """Adds to the noise, or puts another clean image in place of the network's."""
+
+    def __init__(self, noise=None, original=None):
+        self.noise, self.original = noise, original
+
+    def mix(self, step):
+        return step.noise if self.noise is None else step.noise + self.noise
+
+    def replace(self, step):
+        return step.pred_original_sample if self.original is None else self.original
+
+
+@BOTH
+def test_a_mixed_noise_is_what_the_sampler_goes_by(kind):
+    """As if the network had said it."""
+    pipe, other = tiny.pipeline(kind, conditional=True), tiny.pipeline(kind, conditional=True)
+    shift = 0.3 * GRADIENT
+    other.unet.register_forward_hook(
+        lambda module, args, output: type(output)(sample=output.sample + torch.cat([shift, 0 * shift], dim=1))
+    )
+    assert torch.allclose(draw(pipe, Shifted(noise=shift)), draw(other), atol=1e-5)
+    seen = first_steps(pipe, gradient)[0]
+
+    def watch(step):
+        assert torch.allclose(step.noise, seen.noise + shift, atol=1e-6) or step.index > 0
+        return 0 * GRADIENT
+
+    draw(pipe, Shifted(noise=shift) + watch)
+
+
+@BOTH
+def test_a_replaced_clean_image_is_where_sampling_ends(pipes, kind):
+    image = tiny.images(2, seed=3).clamp(-1, 1)
+    assert torch.allclose(draw(pipes[kind], Shifted(original=image), timesteps=[0]), image, atol=1e-3)
+    drawn = draw(pipes[kind], Shifted(original=image), timesteps=[900, 500, 0])
+    assert torch.allclose(drawn, image, atol=1e-3)
+
+
+class KnownHalf(Guidance):
+    def replace(self, step):
+        return torch.cat([torch.full_like(step.sample[..., :4], 0.25), step.pred_original_sample[..., 4:]], dim=-1)
+
+
+@BOTH
+def test_a_part_of_the_clean_image_may_be_known(pipes, kind):
+    drawn = draw(pipes[kind], KnownHalf(), timesteps=[900, 500, 0])
+    assert torch.allclose(drawn[..., :4], torch.tensor(0.25), atol=1e-3)
+    assert drawn[..., 4:].std() > 0.1
+
+
+# ------------------------------------------------------------------------------------------------------- how they compose
+
+
+@BOTH
+def test_guidances_add_and_weigh(pipes, kind):
+    pipe = pipes[kind]
+    classifier = ClassifierGuidance(pipe.classifier, LABELS, 3.0)
+    expected = draw(pipe, classifier)
+    assert torch.equal(draw(pipe, classifier_scale=3.0), expected)
+    assert torch.allclose(draw(pipe, 0.5 * classifier + classifier * 0.5), expected, atol=1e-5)
+    both = draw(pipe, classifier + gradient)
+    assert torch.equal(both, draw(pipe, gradient, classifier_scale=3.0))
+    assert torch.allclose(both, draw(pipe, gradient + classifier), atol=1e-6)
+    noise = Shifted(noise=GRADIENT)
+    assert torch.allclose(draw(pipe, 0.5 * noise + 0.5 * noise), draw(pipe, noise), atol=1e-5)
+    assert torch.allclose(draw(pipe, 0 * noise + 0 * classifier), draw(pipe), atol=1e-6)
+
+
+@BOTH
+def test_confined_guidance_costs_nothing_outside(kind):
+    pipe = tiny.pipeline(kind, conditional=True)
+    passes = tiny.count_forward_passes(pipe.classifier)
+    classifier = ClassifierGuidance(pipe.classifier, LABELS, 3.0)
+
+    def asked(guidance) -> int:
+        passes.clear()
+        draw(pipe, guidance)
+        return len(passes)
+
+    everywhere, nowhere = draw(pipe, classifier), draw(pipe)
+    assert torch.equal(draw(pipe, classifier.confined()), everywhere), "a full interval is none, bit for bit"
+    assert torch.equal(draw(pipe, classifier.confined(sigmas=(1e6, 1e7))), nowhere), "an empty one changes nothing"
+    sigmas = [step.sigma for step in first_steps(pipe, gradient)]
+    assert sigmas[0] > sigmas[1] > sigmas[2]
+    assert asked(classifier.confined(sigmas=(sigmas[1], sigmas[0]))) == 1
+    assert asked(classifier.confined(sigmas=(0, sigmas[1]))) == 2
+    assert asked(classifier.confined(sigmas=(1e6, 1e7))) == 0
+    assert asked(classifier.confined(every=2)) == 2
+    assert asked(classifier.confined(start=0.5)) == 1
+    assert asked(classifier.confined(stop=0.5)) == 2
+    assert torch.equal(
+        draw(pipe, classifier.confined(sigmas=(sigmas[1], sigmas[0])) + Shifted()),
+        draw(pipe, classifier.confined(stop=0.2)),
+    )
+
+
+@BOTH
+def test_a_confined_change_of_the_prediction(pipes, kind):
+    pipe, changed = pipes[kind], Shifted(noise=GRADIENT, original=0 * GRADIENT)
+    assert torch.equal(draw(pipe, changed.confined(sigmas=(1e6, 1e7))), draw(pipe))
+    assert torch.equal(draw(pipe, changed.confined()), draw(pipe, changed))
+
+
+@pytest.mark.parametrize(
+    "confines", [{"start": 0.5, "stop": 0.5}, {"stop": 2}, {"sigmas": (2.0, 1.0)}, {"sigmas": (-1, 1)}, {"every": 0}]
+)
+def test_an_interval_that_holds_no_step_is_refused(confines):
+    with pytest.raises(InputError, match="A guidance is confined to"):
+        Shifted().confined(**confines)
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@BOTH
+def test_what_is_no_guidance_is_refused(pipes, kind):
+    tiny.check_refused(
+        pipes[kind], {"class_labels": LABELS, "guidance": 3.0}, InputError, "`guidance` must be a function of a step"
+    )
+
+
+@BOTH
+def test_a_gradient_of_another_shape(pipes, kind):
+    with pytest.raises(InputError, match=r"gradient of the sample's shape \(2, 3, 8, 8\), got \(2,\)"):
+        draw(pipes[kind], lambda step: torch.zeros(2))
+
+
+@BOTH
+def test_a_scale_beside_a_guidance_needs_a_classifier(kind):
+    pipe = tiny.pipeline(kind, with_classifier=False)
+    changed = {"class_labels": LABELS, "guidance": gradient, "classifier_scale": 1.0}
+    tiny.check_refused(pipe, changed, InputError, "has no classifier")
+
+
+def test_a_classifier_guides_to_labels():
+    with pytest.raises(InputError, match="`class_labels` are missing"):
+        ClassifierGuidance(tiny.classifier(), None)
