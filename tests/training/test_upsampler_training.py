@@ -137,7 +137,7 @@ def test_resume_with_another_low_resolution_is_refused(trained, train, tmp_path)
         ({"low_res_size": 17}, "--low_res_size must lie in 1..16 (--resolution), got 17."),
         ({"low_res_noise": 0.1}, "--low_res_noise is for upsamplers: pass --low_res_size, too."),
         ({"low_res_size": 8, "low_res_blur": -1}, "--low_res_blur: must be greater than or equal to 0, got -1.0."),
-        ({"low_res_size": 8, "low_res_noise": "nan"}, "--low_res_noise: must be greater than or equal to 0, got nan."),
+        ({"low_res_size": 8, "low_res_noise": "nan"}, "--low_res_noise: must be a finite number, got nan."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
