@@ -91,7 +91,8 @@ def _flags(settings_class: type[Settings], in_file: dict[str, Any], **options: A
         kind = field.annotation
         if type(None) in kinds:  # which no flag says
             kind = Union[tuple(each for each in kinds if each is not type(None))]  # noqa: UP007
-        flag = Annotated[(kind, *field.metadata, tyro.conf.arg(help=field.description, help_behavior_hint=hint))]
+        described = " ".join((field.description or "").split())  # tyro keeps the line ends of a docstring
+        flag = Annotated[(kind, *field.metadata, tyro.conf.arg(help=described, help_behavior_hint=hint))]
         types[name] = flag if default is tyro.MISSING else NotRequired[flag]
     return tyro.cli(
         TypedDict(settings_class.__name__, types),
