@@ -1,4 +1,4 @@
-"""What the README shows is what works: its Python runs, and the flags and numbers that it names exist."""
+"""What the README and the pages in docs/ show is what works: its Python runs, and the flags and numbers that it names exist."""
 
 import importlib
 import json
@@ -15,10 +15,12 @@ from diffusers_cg_cli.settings import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {page: page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
     command.replace("\\\n", " ")
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for text in PAGES.values()
+    for block in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     for command in re.findall(r"(?:[^\n\\]|\\\n)+", block)
 ]
 
@@ -55,12 +57,13 @@ def test_commands_parse(command):
 
 
 def test_parameters_in_the_table_are_those_of_the_checkpoints():
-    rows = re.findall(r"^\| (`[^|]+`) \| ([\d,]+) \|", README, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (`[^|]+`) \| ([\d,]+) \|", PAGES[ROOT / "docs" / "checkpoints.md"], flags=re.MULTILINE)
     stated = {name: int(count.replace(",", "")) for names, count in rows for name in re.findall(r"`(\w+)`", names)}
     manifests = {path.stem: json.loads(path.read_text())["parameters"] for path in (DATA / "manifests").iterdir()}
     assert stated == manifests
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+            assert (page.parent / target).exists(), f"{page}: {target}"
