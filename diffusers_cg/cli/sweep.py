@@ -1,9 +1,8 @@
 """`diffusers-cg sweep`: fidelity against diversity, scale by scale."""
 
 import re
-from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import AfterValidator, Field, PositiveInt
 
@@ -11,17 +10,16 @@ from diffusers_cg_cli.evaluate import ReferenceSettings, open_extractor, open_se
 from diffusers_cg_cli.shared import DrawSettings, Scale
 
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from diffusers_cg.data import ImageSet
-    from diffusers_cg.generation import SavedPipeline
-
-
 def _check_sampler(text: str) -> str:
     if not re.fullmatch(r"(ddpm|ddim):\d+", text):
         raise ValueError(f"a sampler is ddpm or ddim and its steps, as in ddpm:250, not {text}")
     return text
+
+
+def _check_each_once(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError(f"each must be named once, got {', '.join(map(str, values))}")
+    return values
 
 
 class SweepSettings(ReferenceSettings, DrawSettings):
@@ -35,10 +33,12 @@ class SweepSettings(ReferenceSettings, DrawSettings):
     output: Path
     """Folder of the sweep; an earlier one's goes on."""
 
-    scales: Annotated[list[Scale], Field(min_length=1)]
+    scales: Annotated[list[Scale], Field(min_length=1), AfterValidator(_check_each_once)]
     """Scales of guidance, 0 for none."""
 
-    samplers: Annotated[list[Annotated[str, AfterValidator(_check_sampler)]], Field(min_length=1)]
+    samplers: Annotated[
+        list[Annotated[str, AfterValidator(_check_sampler)]], Field(min_length=1), AfterValidator(_check_each_once)
+    ]
     """ddpm or ddim and its steps, as in ddpm:250 ddim:25."""
 
     num_samples: PositiveInt
@@ -49,32 +49,34 @@ class SweepSettings(ReferenceSettings, DrawSettings):
 
 
 def run(settings: SweepSettings) -> None:
-    from diffusers_cg.errors import InputError
     from diffusers_cg.evaluation.sweep import NUM_SHOWN, TABLE_FILE, Cell, sweep_to_folder
-    from diffusers_cg.generation import SavedPipeline, generate_to_folder, resolve_device, start_processes
+    from diffusers_cg.generation import (
+        SampleFolder,
+        SavedPipeline,
+        common_classes,
+        generate_to_folder,
+        resolve_device,
+        start_processes,
+    )
     from diffusers_cg.models import DTYPES
 
-    for name in ("samplers", "scales"):
-        values = getattr(settings, name)
-        if len(set(values)) < len(values):
-            raise InputError(f"`{name}` must name at least one, each once, got {', '.join(map(str, values))}.")
-    samplers = [(name, int(steps)) for name, steps in (text.split(":") for text in settings.samplers)]
-    cells = {
-        Cell(algorithm, steps, scale): SavedPipeline(settings.model, algorithm, steps, scale, DTYPES[settings.dtype])
-        for algorithm, steps in samplers
-        for scale in settings.scales
-    }
+    pipelines = {}
+    for algorithm, steps in (text.split(":") for text in settings.samplers):
+        for scale in settings.scales:
+            saved = SavedPipeline(settings.model, algorithm, int(steps), scale, DTYPES[settings.dtype])
+            pipelines[Cell(algorithm, int(steps), scale)] = saved
+    classes = common_classes(pipelines.values(), settings.classes)
+
     (reference,) = open_sets(settings, settings.reference)
     processes = start_processes()
     device = processes.device if settings.device is None else resolve_device(settings.device)
     with processes.local_main_process_first():  # it downloads weights for the others
         extractor = open_extractor(settings, device)
-    classes = resolve_classes(cells.values(), settings.classes)
 
-    def draw(cell: Cell, directory: Path) -> "tuple[ImageSet, list[np.ndarray]]":
+    def draw(cell: Cell, directory: Path):
         generate_to_folder(
             directory / "samples",
-            cells[cell],
+            pipelines[cell],
             num_samples=settings.num_samples,
             classes=classes,
             random_classes=settings.random_classes,
@@ -82,53 +84,20 @@ def run(settings: SweepSettings) -> None:
             batch_size=settings.batch_size,
             device=settings.device,
         )
-        return open_samples(directory / "samples", NUM_SHOWN)
+        samples = SampleFolder(directory / "samples")
+        return samples.open(), samples.first_images(NUM_SHOWN)
 
     sweep_to_folder(
         settings.output,
         draw,
-        list(cells),
+        list(pipelines),
         settings.num_samples,
         reference,
         extractor,
-        settings.evaluation_batch_size,
-        settings.cache_dir or settings.output.parent / "reference_features",
+        batch_size=settings.evaluation_batch_size,
+        cache_dir=settings.cache_dir or settings.output.parent / "reference_features",
         is_main_process=processes.is_main_process,
     )
     if processes.is_main_process:
         print((settings.output / TABLE_FILE).read_text())
         print(f"Saved {settings.output}.")
-
-
-def resolve_classes(stages: Collection["SavedPipeline"], classes: Sequence[int] | None) -> Sequence[int] | None:
-    """The classes of all stages: those that any of them needs, so that all draw the same images.
-
-    Raises:
-        InputError: where sampling from one of the stages would.
-    """
-    from diffusers_cg.generation import check_classes
-
-    if classes is not None:
-        check_classes(classes)
-    one_of_each = {stage.algorithm: stage for stage in stages}
-    pipes = {algorithm: stage.load() for algorithm, stage in one_of_each.items()}
-    needed = [stage.needed_classes(pipes[stage.algorithm]) for stage in stages]
-    classes = classes or next((some for some in needed if some is not None), None)
-    for stage in stages:
-        stage.check(pipes[stage.algorithm], classes)
-    return classes
-
-
-def open_samples(folder: Path, num_shown: int) -> "tuple[ImageSet, list[np.ndarray]]":
-    """All images of a folder of samples and, to look at, the first few: the first of every class, then the second, ..."""
-    import numpy as np
-    from PIL import Image
-
-    from diffusers_cg.data import open_images
-    from diffusers_cg.generation import BESIDE_SAMPLES
-
-    samples = open_images(folder, leave_out=BESIDE_SAMPLES, progress_bar=True)
-    files = sorted(
-        (Path(stored.name) for stored in samples), key=lambda file: (file.name, len(file.parent.name), file)
-    )
-    return samples, [np.asarray(Image.open(file)) for file in files[:num_shown]]

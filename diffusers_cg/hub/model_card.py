@@ -21,7 +21,7 @@ from typing import Any
 from diffusers import ModelMixin
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from diffusers_cg.evaluation.report import Evaluation
+from diffusers_cg.evaluation.report import Evaluation, metric_names
 from diffusers_cg.pipelines import ClassifierGuidedPipeline, ClassifierGuidedSuperResolutionPipeline
 
 
@@ -271,17 +271,17 @@ def _eval_results(evaluation: Evaluation | None, task: str) -> list[EvalResult]:
     """The metrics of a report as the Hub's `model-index` lists them."""
     if evaluation is None:
         return []
-    reference = Path(evaluation.reference.source).stem
+    names, reference = metric_names(evaluation.extractor), Path(evaluation.reference.source).stem
     return [
         EvalResult(
             task_type=task,
             dataset_type=reference,
             dataset_name=reference,
-            metric_type=evaluation.name(key).lower().replace(" ", "_"),
-            metric_name=evaluation.name(key),
+            metric_type=names[name].lower().replace(" ", "_"),
+            metric_name=names[name],
             metric_value=round(value, 4),
         )
-        for key, value in evaluation.metrics.items()
+        for name, value in evaluation.metrics.items()
         if value is not None
     ]
 

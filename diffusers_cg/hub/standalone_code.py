@@ -58,6 +58,7 @@ class Definitions:
         statements (`dict[str, str]`): Source of the definition of a name, with the comments above it.
         needed (`dict[str, set[str]]`): Names that must be there when that source runs.
         used (`dict[str, set[str]]`): All names that occur in it, in the bodies of functions, too.
+        assigned (`set[str]`): Those that are assigned, and so run what they name.
         ours (`dict[str, tuple[str, str]]`): Module of this package, and name in it, of an imported name.
         others (`dict[str, tuple[str, str]]`): The same of a name from elsewhere, with its `as`; of a module that is
             imported whole, nothing and the module.
@@ -66,6 +67,7 @@ class Definitions:
     statements: dict[str, str] = field(default_factory=dict)
     needed: dict[str, set[str]] = field(default_factory=dict)
     used: dict[str, set[str]] = field(default_factory=dict)
+    assigned: set[str] = field(default_factory=set)
     ours: dict[str, tuple[str, str]] = field(default_factory=dict)
     others: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -113,26 +115,31 @@ def gather_code(classes: list[type]) -> str:
         RuntimeError: if two modules define different things of one name.
     """
     modules: dict[str, Definitions] = {}
-    imports, code, origins, later = set(), {}, {}, []
+    imports, code, origins, run, later = set(), {}, {}, set(), []
 
-    def add(module: str, name: str) -> None:
+    def add(module: str, name: str, is_run: bool = False) -> None:
+        """Adds a definition; if it is run while the file is read, the names in its functions must be there by then, too."""
         if module not in modules:
             modules[module] = read_definitions(importlib.import_module(module))
         definitions = modules[module]
         if name in definitions.ours:
-            add(*definitions.ours[name])
+            add(*definitions.ours[name], is_run)
         elif name in definitions.others:
             imports.add(definitions.others[name])
-        elif name in definitions.statements and origins.get(name) != module:
-            if code.get(name) == definitions.statements[name]:  # `logger = ...`, say
-                return
-            if name in origins:
-                raise RuntimeError(f"{origins[name]} and {module} both define {name}: they cannot share a file.")
+        elif name in definitions.statements and name not in origins:
             origins[name] = module
-            for needed in sorted(definitions.needed[name] - {name}):
-                add(module, needed)
+            for needed in sorted(definitions.needed[name]):
+                add(module, needed, is_run=name in definitions.assigned)
             code[name] = definitions.statements[name]
             later.extend((module, used) for used in sorted(definitions.used[name]))
+        elif (
+            name in definitions.statements and modules[origins[name]].statements[name] != definitions.statements[name]
+        ):
+            raise RuntimeError(f"{origins[name]} and {module} both define {name}: they cannot share a file.")
+        if is_run and name in definitions.statements and (module, name) not in run:
+            run.add((module, name))
+            for used in sorted(definitions.used[name]):
+                add(module, used, is_run=True)
 
     for cls in classes:
         add(cls.__module__, cls.__name__)
@@ -143,7 +150,7 @@ def gather_code(classes: list[type]) -> str:
         for module, names in _grouped(imports).items()
     ]
     header = CODE_HEADER.format(version=importlib.import_module(PACKAGE).__version__)
-    return "\n\n\n".join([header + "\n" + "\n".join(import_lines), *code.values()]) + "\n"
+    return "\n\n\n".join([header + "\n" + "\n".join(import_lines), *dict.fromkeys(code.values())]) + "\n"
 
 
 def read_definitions(module: ModuleType) -> Definitions:
@@ -160,11 +167,13 @@ def read_definitions(module: ModuleType) -> Definitions:
                     definitions.ours[name] = (module_name, alias.name)
                 else:
                     definitions.others[name] = (module_name, ast.unparse(alias))
-        used = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+        used = set().union(*map(_name_read, ast.walk(statement)))
         needed = _names_at_definition(statement)
         for name in _defined_names(statement):
             definitions.statements[name] = "\n".join(lines[end : statement.end_lineno]).strip()
             definitions.needed[name], definitions.used[name] = needed, used
+            if isinstance(statement, ast.Assign | ast.AnnAssign):
+                definitions.assigned.add(name)
         end = statement.end_lineno
     return definitions
 
@@ -181,12 +190,14 @@ def _defined_names(statement: ast.stmt) -> list[str]:
 
 def _names_at_definition(node: ast.AST) -> set[str]:
     """Names that a statement asks for when it runs: all but those in the bodies of its functions."""
-    if isinstance(node, ast.Name):
-        return {node.id}
     parts = ast.iter_child_nodes(node)
     if isinstance(node, ast.FunctionDef):
         parts = [*node.decorator_list, node.args, *([node.returns] if node.returns else [])]
-    return set().union(*map(_names_at_definition, parts))
+    return _name_read(node).union(*map(_names_at_definition, parts))
+
+
+def _name_read(node: ast.AST) -> set[str]:
+    return {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else set()
 
 
 def _grouped(imports: set[tuple[str, str]]) -> dict[str, list[str]]:
