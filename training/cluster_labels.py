@@ -104,6 +104,11 @@ class ClusterSettings(Settings):
         return self
 
 
+@command
+def parse_args(argv: Sequence[str] | None = None) -> ClusterSettings:
+    return parse(ClusterSettings, argv, description=__doc__)
+
+
 # ----------------------------------------------------------------------------------------------------------- features
 
 
@@ -300,8 +305,7 @@ def check_number(images: ImageSet, what: str, num_clusters: int | None) -> None:
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
-    settings = parse(ClusterSettings, argv, description=__doc__)
+def main(settings: ClusterSettings) -> None:
     centers = None
     if settings.clusters_from is None:
         described_by = FeatureSettings.of(settings)
@@ -351,4 +355,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_args())
