@@ -104,6 +104,11 @@ class ClusterSettings(Settings):
         return self
 
 
+@command
+def parse_args(argv: Sequence[str] | None = None) -> ClusterSettings:
+    return parse(ClusterSettings, argv, description=__doc__)
+
+
 # ----------------------------------------------------------------------------------------------------------- features
 
 

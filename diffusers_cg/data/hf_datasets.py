@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -27,20 +28,17 @@ KEY = "__key__"  # webdataset's name of an example
 LABEL_COLUMNS = ("label", "cls")
 
 
+@dataclass(eq=False, kw_only=True)
 class DatasetImages(EncodedImages):
     """The rows of a `datasets.Dataset`, read from disk when they are asked for.
 
     Args:
         dataset (`datasets.Dataset`): With a column of encoded images.
-        source (`str`): What to call it.
         column (`str`): Its name.
-        options: As [`EncodedImages`].
     """
 
-    def __init__(self, dataset: "Dataset", source: str, column: str, **options):
-        super().__init__(source, **options)
-        self.dataset = dataset
-        self.column = column
+    dataset: "Dataset"
+    column: str
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -55,6 +53,7 @@ class DatasetImages(EncodedImages):
         return stored_image(row, self.column, self.label(index), index, self.source)
 
 
+@dataclass(eq=False)
 class ImageStream:
     """The rows of a `datasets.IterableDataset`, one after the other, their number unknown.
 
@@ -66,19 +65,11 @@ class ImageStream:
         class_names (list of `str`, *optional*): None where labels are ignored.
     """
 
-    def __init__(
-        self,
-        dataset: "IterableDataset",
-        source: str,
-        image_column: str,
-        label_column: str | None = None,
-        class_names: list[str] | None = None,
-    ):
-        self.dataset = dataset
-        self.source = source
-        self.image_column = image_column
-        self.label_column = label_column
-        self.class_names = class_names
+    dataset: "IterableDataset"
+    source: str
+    image_column: str
+    label_column: str | None = None
+    class_names: list[str] | None = None
 
     @property
     def num_shards(self) -> int:
@@ -203,9 +194,9 @@ def open_dataset(
     if is_stream:
         return ImageStream(dataset, name, image_column, label_column, class_names)
     return DatasetImages(
-        dataset,
-        name,
-        image_column,
+        dataset=dataset,
+        column=image_column,
+        source=name,
         labels=found,
         class_names=class_names,
         resolution=resolution,

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -55,6 +55,7 @@ class StoredImage(NamedTuple):
         return load_image(self.content, channels, self.name)
 
 
+@dataclass(eq=False, kw_only=True)
 class ImageSet(Sequence[StoredImage]):
     """Images in order, one by one ([`StoredImage`]) or, where they are of one size, as arrays in [`batches`].
 
@@ -65,17 +66,10 @@ class ImageSet(Sequence[StoredImage]):
         statistics (`dict`): Stated beside the images, as in [`FeatureStatistics`]; as a rule of Inception's features.
     """
 
-    def __init__(
-        self,
-        source: str,
-        labels: np.ndarray | None = None,
-        class_names: Sequence[str] | None = None,
-        statistics: Statistics | None = None,
-    ):
-        self.source = source
-        self.labels = labels
-        self.class_names = None if class_names is None else list(class_names)
-        self.statistics = statistics or {}
+    source: str
+    labels: np.ndarray | None = None
+    class_names: list[str] | None = None
+    statistics: Statistics = field(default_factory=dict)
 
     def label(self, index: int) -> int | None:
         return None if self.labels is None else int(self.labels[index])
@@ -118,6 +112,7 @@ class ImageSet(Sequence[StoredImage]):
         """SHA-256 of what the images are read from, in hexadecimal digits."""
 
 
+@dataclass(eq=False, kw_only=True)
 class EncodedImages(ImageSet):
     """Images that are encoded (PNG, JPEG, ...), in files or rows of a dataset. Arrays of them are of 3 channels, unless all
     images are gray.
@@ -128,22 +123,24 @@ class EncodedImages(ImageSet):
         progress_bar (`bool`): Show one when all files are looked at.
     """
 
-    def __init__(
-        self,
-        source: str,
-        labels: np.ndarray | None = None,
-        class_names: Sequence[str] | None = None,
-        resolution: int | None = None,
-        progress_bar: bool = False,
-    ):
-        if resolution is not None and resolution < 1:
-            raise InputError(f"`resolution` must be at least 1, got {resolution}.")
-        super().__init__(source, labels, class_names)
-        self.resolution = resolution
-        self.progress_bar = progress_bar
+    resolution: int | None = None
+    progress_bar: bool = False
+
+    def __post_init__(self):
+        if self.resolution is not None and self.resolution < 1:
+            raise InputError(f"`resolution` must be at least 1, got {self.resolution}.")
 
     def select(self, indices: Sequence[int]) -> "SelectedImages":
-        return SelectedImages(self, indices)
+        labels = None if self.labels is None else self.labels[np.asarray(indices)]
+        return SelectedImages(
+            images=self,
+            indices=np.asarray(indices),
+            source=self.source,
+            labels=labels,
+            class_names=self.class_names,
+            resolution=self.resolution,
+            progress_bar=self.progress_bar,
+        )
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -211,13 +208,12 @@ def _header(name: str, data: bytes) -> tuple[tuple[int, int], str, str]:
         raise InputError(f"{name} is {describe_fault(error)}: remove it, or name a set of images alone.") from error
 
 
+@dataclass(eq=False, kw_only=True)
 class SelectedImages(EncodedImages):
     """Some of the images of a set."""
 
-    def __init__(self, images: EncodedImages, indices: Sequence[int]):
-        self.images, self.indices = images, np.asarray(indices)
-        labels = None if images.labels is None else images.labels[self.indices]
-        super().__init__(images.source, labels, images.class_names, images.resolution, images.progress_bar)
+    images: EncodedImages
+    indices: np.ndarray
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -226,20 +222,13 @@ class SelectedImages(EncodedImages):
         return self.images[int(self.indices[index])]
 
 
+@dataclass(eq=False, kw_only=True)
 class ArrayImages(ImageSet):
     """Images in memory, (N, H, W, C) uint8."""
 
-    is_lossy = False
+    is_lossy = False  # as far as one can know
 
-    def __init__(
-        self,
-        images: np.ndarray,
-        source: str = "array",
-        labels: np.ndarray | None = None,
-        class_names: Sequence[str] | None = None,
-    ):
-        super().__init__(source, labels, class_names)
-        self.images = images
+    images: np.ndarray
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -253,7 +242,9 @@ class ArrayImages(ImageSet):
 
     def select(self, indices: Sequence[int]) -> "ArrayImages":
         labels = None if self.labels is None else self.labels[indices]
-        return ArrayImages(self.images[indices], self.source, labels, self.class_names)
+        return ArrayImages(
+            images=self.images[indices], source=self.source, labels=labels, class_names=self.class_names
+        )
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
         for start in range(0, len(self), batch_size):

@@ -32,15 +32,8 @@ DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueEr
 class NpzImages(ArrayImages):
     """The array `arr_0` of an `.npz`. Batches are read one by one; who asks for single images gets it into memory whole."""
 
-    def __init__(
-        self,
-        path: Path,
-        shape: tuple[int, int, int, int],
-        labels: np.ndarray | None,
-        class_names: Sequence[str] | None,
-        statistics: Statistics,
-    ):
-        super(ArrayImages, self).__init__(str(path), labels, class_names, statistics)
+    def __init__(self, path: Path, shape: tuple[int, int, int, int], **options):
+        super(ArrayImages, self).__init__(source=str(path), **options)
         self.path = path
         self._shape = shape
 
@@ -102,7 +95,13 @@ def open_npz(
         class_names = name_classes(f"{LABELS} of {path}", found, None, class_names, num_classes)
     elif labels == "optional":
         found, class_names = np.zeros(shape[0], dtype=np.int64), [ONLY_CLASS]
-    return NpzImages(path, shape, found, None if found is None else class_names, _read_statistics(path, names))
+    return NpzImages(
+        path,
+        shape,
+        labels=found,
+        class_names=None if found is None else class_names,
+        statistics=_read_statistics(path, names),
+    )
 
 
 def open_statistics(path: Path) -> FeatureStatistics | None:

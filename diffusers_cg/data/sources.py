@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -112,8 +113,10 @@ def open_array(images: np.ndarray, labels: Labels = "ignored") -> ArrayImages:
     if labels == "required":
         raise InputError("The array states no labels: pass an .npz that holds them beside the images, as arr_1.")
     if labels == "ignored":
-        return ArrayImages(images)
-    return ArrayImages(images, labels=np.zeros(len(images), dtype=np.int64), class_names=[ONLY_CLASS])
+        return ArrayImages(images=images, source="array")
+    return ArrayImages(
+        images=images, source="array", labels=np.zeros(len(images), dtype=np.int64), class_names=[ONLY_CLASS]
+    )
 
 
 def open_set(source: Source | FeatureStatistics, **options) -> ImageSet | FeatureStatistics:
@@ -139,25 +142,22 @@ def open_set(source: Source | FeatureStatistics, **options) -> ImageSet | Featur
 # -------------------------------------------------------------------------------------------------------------- folders
 
 
+@dataclass(eq=False, kw_only=True)
 class FolderImages(EncodedImages):
     """Image files.
 
     Args:
-        source (`str`): Their folder.
-        files (sequence of `Path`): In order.
-        options: As [`EncodedImages`].
+        files (`np.ndarray`): Their paths (N,), in order, as bytes: one block of memory, where a list would be copied into
+            every process that loads images, piece by piece.
     """
 
-    def __init__(self, source: str, files: Sequence[Path], **options):
-        super().__init__(source, **options)
-        # one block of memory: a list would be copied into every process that loads images, piece by piece
-        self._files = np.array([os.fsencode(file) for file in files])
+    files: np.ndarray
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> StoredImage:
-        path = os.fsdecode(self._files[index])
+        path = os.fsdecode(self.files[index])
         return StoredImage(path, path, self.label(index))
 
 
@@ -201,8 +201,8 @@ def open_folder(
     if not files:
         raise InputError(f"{root} holds no images.")
     return FolderImages(
-        str(root),
-        files,
+        source=str(root),
+        files=np.array([os.fsencode(file) for file in files]),
         labels=None if numbers is None else np.array(numbers, dtype=np.int64),
         class_names=names,
         resolution=resolution,
