@@ -82,7 +82,7 @@ def run_here(*argv: object) -> Ended:
 
 def _main(name: str, argv: list[str]) -> None:
     command = importlib.import_module(f"diffusers_cg.training.{name}")
-    command.main(command.parse_args(argv) if hasattr(command, "parse_args") else argv)
+    command.main(command.parse_args(argv))
 
 
 def _child(function: Callable, args: tuple, log: Path, at: Signal | None, file_size_limit: int | None) -> None:

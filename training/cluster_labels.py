@@ -300,8 +300,12 @@ def check_number(images: ImageSet, what: str, num_clusters: int | None) -> None:
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
-    settings = parse(ClusterSettings, argv, description=__doc__)
+def parse_args(argv: Sequence[str] | None = None) -> ClusterSettings:
+    return parse(ClusterSettings, argv, description=__doc__)
+
+
+@command
+def main(settings: ClusterSettings) -> None:
     centers = None
     if settings.clusters_from is None:
         described_by = FeatureSettings.of(settings)
@@ -351,4 +355,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse_args())
