@@ -34,10 +34,7 @@ MAX_SKIPPED_IN_A_ROW = 20
 Batch = dict[str, torch.Tensor]
 """Of a loader: `clean_images` (B, C, H, W) float32 in [-1, 1], `class_labels` (B,), `draws` (B,) and what the loss needs."""
 
-LossFunction = Callable[
-    [torch.nn.Module, Batch, torch.Tensor, torch.Tensor, torch.Tensor],
-    dict[str, torch.Tensor],
-]
+LossFunction = Callable[[torch.nn.Module, Batch, torch.Tensor, torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
 """(model, batch, sample x_t (B, C, H, W), timesteps (B,), noise (B, C, H, W)) -> values per image (B,): `loss`, to
 minimize, and others to log."""
 
