@@ -7,7 +7,7 @@ from pydantic import PositiveInt, model_validator
 from tyro.conf import Positional
 
 from diffusers_cg_cli.settings import input_error
-from diffusers_cg_cli.shared import DeviceSettings, Side, given
+from diffusers_cg_cli.shared import DeviceSettings, Side
 
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def open_sets(settings: ReferenceSettings, *sources: str) -> list["ImageSet | Fe
     from diffusers_cg.data import is_dataset, open_set
     from diffusers_cg.generation import BESIDE_SAMPLES
 
-    of_dataset = given(split=settings.split, config_name=settings.config_name, image_column=settings.image_column)
+    names = ("split", "config_name", "image_column")
+    of_dataset = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     if of_dataset and not any(map(is_dataset, sources)):
         raise input_error(
             f"--split, --config_name and --image_column are for datasets, and {' and '.join(sources)} is none: leave "

@@ -80,14 +80,16 @@ def run(settings: SampleSettings) -> None:
         timesteps=settings.timesteps,
         **common,
     )
-    upsampler = settings.upsampler and SavedPipeline(
-        settings.upsampler,
-        num_inference_steps=settings.upsampler_num_inference_steps,
-        classifier_scale=settings.upsampler_classifier_scale,
-        low_res_noise=settings.low_res_noise,
-        low_res_blur=settings.low_res_blur,
-        **common,
-    )
+    upsampler = None
+    if settings.upsampler is not None:
+        upsampler = SavedPipeline(
+            settings.upsampler,
+            num_inference_steps=settings.upsampler_num_inference_steps,
+            classifier_scale=settings.upsampler_classifier_scale,
+            low_res_noise=settings.low_res_noise,
+            low_res_blur=settings.low_res_blur,
+            **common,
+        )
     generate_to_folder(
         settings.output,
         base,

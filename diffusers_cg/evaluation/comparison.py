@@ -50,8 +50,6 @@ def evaluate(
         InputError: with one sentence, if a set or the extractor is not as described, an image cannot be decoded, or the
             two sets' features are of different extractors.
     """
-    if batch_size < 1:
-        raise InputError(f"`batch_size` must be at least 1, got {batch_size}.")
     opened = [
         each if isinstance(each, MeasuredSet) else open_set(each, progress_bar=progress_bar)
         for each in (samples, reference)

@@ -9,15 +9,13 @@ import pytest
 import tiny
 import tiny_extractor
 from PIL import Image
-from processes import Signal, run_cli
+from processes import Signal, run_cli, run_here
 from torch.nn.modules.module import register_module_forward_pre_hook
-from typer.testing import CliRunner
 
 from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDPMPipeline
 from diffusers_cg.data import open_images
 from diffusers_cg.evaluation import evaluate
 from diffusers_cg.generation import BESIDE_SAMPLES
-from diffusers_cg_cli import app
 
 
 SAMPLERS = ["--samplers", "ddpm:3", "ddim:2"]
@@ -40,9 +38,8 @@ def given(tmp_path_factory):
 def sweep(given, tmp_path):
     def sweep(*argv, model="model", extractor=THUMBNAILS, status=0):
         flags = ["--model", given / model, "--reference", given / "reference.npz", *extractor]
-        argv = ["sweep", *map(str, flags), *map(str, argv), "--output", str(tmp_path / "out")]
-        result = CliRunner().invoke(app, argv)
-        assert result.exit_code == status, result.output
+        result = run_here("sweep", *flags, *argv, "--output", tmp_path / "out")
+        assert result.status == status, result.output
         assert "Traceback" not in result.output
         return result.output
 
@@ -154,18 +151,18 @@ def test_statistics_alone_as_a_reference(sweep, given, tmp_path):
         (
             "model",
             ["--samplers", "ddpm"],
-            "In --samplers, a sampler is ddpm or ddim and its steps, as in ddpm:250, not ddpm",
+            "--samplers: a sampler is ddpm or ddim and its steps, as in ddpm:250, not ddpm",
         ),
         (
             "model",
             ["--samplers", "plms:3"],
-            "In --samplers, a sampler is ddpm or ddim and its steps, as in ddpm:250, not plms:3",
+            "--samplers: a sampler is ddpm or ddim and its steps, as in ddpm:250, not plms:3",
         ),
-        ("model", ["--samplers", "ddim:2", "ddim:2"], "`samplers` must name at least one, each once"),
-        ("model", ["--scales", 1, 1], "`scales` must name at least one, each once, got 1.0, 1.0"),
-        ("model", ["--scales=-1"], "`classifier_scale` must be finite and at least 0"),
+        ("model", ["--samplers", "ddim:2", "ddim:2"], "--samplers: each must be named once, got ddim:2, ddim:2"),
+        ("model", ["--scales", 1, 1], "--scales: each must be named once, got 1.0, 1.0"),
+        ("model", ["--scales=-1"], "--scales: must be greater than or equal to 0"),
         ("model", ["--samplers", "ddim:1001"], "`num_inference_steps` must be between 1 and 1000"),
-        ("model", ["--num_samples", 0], "`num_samples` must be at least 4 for metrics, got 0"),
+        ("model", ["--num_samples", 0], "--num_samples: must be greater than 0, got 0"),
         ("model", ["--num_samples", 3], "`num_samples` must be at least 4 for metrics, got 3"),
         ("model", ["--reference", "nowhere.npz"], "nowhere.npz"),
         ("model", ["--extractor", "nowhere:f"], "The extractor nowhere:f cannot be imported"),

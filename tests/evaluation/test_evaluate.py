@@ -393,6 +393,8 @@ def test_bad_extractors_from_python():
         evaluate(SAMPLES, REFERENCE, 3)
     with pytest.raises(ValueError, match="array holds images: pass an extractor to measure them with"):
         evaluate(SAMPLES, REFERENCE)
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0."):
+        evaluate(SAMPLES, REFERENCE, Thumbnails(), batch_size=0)
 
 
 @pytest.mark.parametrize("role", ["samples", "reference"])
@@ -429,7 +431,7 @@ def test_bad_extractors(command, files, extractor, said):
         ([], "thumbnails", "`extractor` must be inception or module:function, got 'thumbnails'."),
         (["--inception_weights", "x"], "tiny_extractor:nan", "--inception_weights is for the extractor inception"),
         (["--split", "train"], "tiny_extractor:nan", "--split, --config_name and --image_column are for datasets"),
-        (["--batch_size", 0], "tiny_extractor:nan", "`batch_size` must be at least 1, got 0."),
+        (["--batch_size", 0], "tiny_extractor:nan", "--batch_size: must be greater than 0, got 0"),
     ],
 )
 def test_bad_flags(command, files, argv, extractor, said):
