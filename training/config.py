@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
-from diffusers_cg.diffusion import LossType, resolve_loss_type
+from diffusers_cg.diffusion import LossSecondMomentSampler, LossType, UniformSampler, resolve_loss_type
 from diffusers_cg.errors import InputError
 from diffusers_cg.hub.publishing import check_repo_id
 from diffusers_cg.models.fine_tuning import scaled_attention_resolutions
@@ -37,6 +37,7 @@ from diffusers_cg_cli.settings import Settings, find_file, parse, read_file
 
 
 RECIPES = Path(__file__).parent / "recipes"
+TIMESTEP_SAMPLERS = {"uniform": UniformSampler, "loss_second_moment": LossSecondMomentSampler}
 
 # flags of the architecture, and what they are called by a model
 ARCHITECTURE = {
@@ -120,12 +121,6 @@ class DataSettings(Settings):
     verify_images: bool = True
     """Decode every image once before training starts; not possible with --streaming."""
 
-    def image_arguments(self) -> dict[str, Any]:
-        """How images are prepared and put in order, as arguments of `TrainingImages`, of settings that were resolved."""
-        names = ("resolution", "channels", "center_crop", "random_flip", "seed")
-        names += ("skip_bad_images", "shuffle_buffer_size", "images_per_epoch")
-        return {name: getattr(self, name) for name in names}
-
 
 class NetworkSettings(Settings):
     """The architecture (section 3 of the paper). What is None is settled by [`TrainingSettings.resolve`]."""
@@ -165,8 +160,8 @@ class NetworkSettings(Settings):
     """Groups of every GroupNorm; else 32."""
 
 
-class TrainingSettings(Settings):
-    """The training itself."""
+class TrainingSettings(NetworkSettings, DataSettings):
+    """What both scripts take: images, architecture, and the training itself."""
 
     config: str | None = Field(
         None,
@@ -197,7 +192,7 @@ class TrainingSettings(Settings):
         Literal["linear", "squaredcos_cap_v2", "scaled_linear", "sigmoid", "laplace"] | None, RESUMED
     ] = None
     """Noise schedule, by diffusers' name (squaredcos_cap_v2 is the cosine one): the preset's, else linear."""
-    timestep_sampler: Annotated[Literal["uniform", "loss_second_moment"], RESUMED] = "uniform"
+    timestep_sampler: Annotated[Literal[tuple(TIMESTEP_SAMPLERS)], RESUMED] = "uniform"
     """Timesteps to train on: all alike, or in proportion to their recent losses."""
     learning_rate: Annotated[PositiveFloat | None, RESUMED] = None
     """AdamW's learning rate: the preset's, else 1e-4 for a unet, 3e-4 for a classifier."""
@@ -326,6 +321,12 @@ class TrainingSettings(Settings):
         values = {argument: getattr(self, name) for name, argument in ARCHITECTURE.items() if hasattr(self, name)}
         return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
+    def image_arguments(self) -> dict[str, Any]:
+        """How images are prepared and put in order, as arguments of `TrainingImages`, of settings that were resolved."""
+        names = ("resolution", "channels", "center_crop", "random_flip", "seed")
+        names += ("skip_bad_images", "shuffle_buffer_size", "images_per_epoch")
+        return {name: getattr(self, name) for name in names}
+
     # ------------------------------------------------------------------------------------------------- what is told of it
 
     def marked(self, mark: Mark) -> dict[str, Any]:
@@ -380,7 +381,7 @@ def _said_by_model(
     return _not_none(said)
 
 
-class UNetSettings(TrainingSettings, NetworkSettings, DataSettings):
+class UNetSettings(TrainingSettings):
     """What `train_unet.py` takes."""
 
     class_conditional: bool = True
@@ -440,7 +441,7 @@ class UNetSettings(TrainingSettings, NetworkSettings, DataSettings):
         return resolved
 
 
-class ClassifierSettings(TrainingSettings, NetworkSettings, DataSettings):
+class ClassifierSettings(TrainingSettings):
     """What `train_classifier.py` takes."""
 
     center_crop: Annotated[bool, RESUMED] = False

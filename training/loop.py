@@ -19,32 +19,22 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from diffusers_cg.data.files import atomic_update
-from diffusers_cg.diffusion import (
-    GaussianDiffusion,
-    LossSecondMomentSampler,
-    TimestepSampler,
-    UniformSampler,
-    seeded_generator,
-)
+from diffusers_cg.diffusion import GaussianDiffusion, TimestepSampler, seeded_generator
 from diffusers_cg.errors import InputError
 from diffusers_cg.hub.publishing import push_folder
 from diffusers_cg.models.fine_tuning import load_weights
 from diffusers_cg.training.checkpoints import Checkpoints
-from diffusers_cg.training.config import RESUMED, TrainingSettings
+from diffusers_cg.training.config import RESUMED, TIMESTEP_SAMPLERS, TrainingSettings
 from diffusers_cg.training.data import TrainingImages, raise_errors, training_loader
 from diffusers_cg.training.record import training_record, write_record
 
 
-TIMESTEP_SAMPLERS = {"uniform": UniformSampler, "loss_second_moment": LossSecondMomentSampler}
 MAX_SKIPPED_IN_A_ROW = 20
 
 Batch = dict[str, torch.Tensor]
 """Of a loader: `clean_images` (B, C, H, W) float32 in [-1, 1], `class_labels` (B,), `draws` (B,) and what the loss needs."""
 
-LossFunction = Callable[
-    [torch.nn.Module, Batch, torch.Tensor, torch.Tensor, torch.Tensor],
-    dict[str, torch.Tensor],
-]
+LossFunction = Callable[[torch.nn.Module, Batch, torch.Tensor, torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
 """(model, batch, sample x_t (B, C, H, W), timesteps (B,), noise (B, C, H, W)) -> values per image (B,): `loss`, to
 minimize, and others to log."""
 
