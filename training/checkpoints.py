@@ -3,17 +3,20 @@
 import json
 import reprlib
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from diffusers_cg.data.files import atomic_directory, partial_path
 from diffusers_cg.errors import InputError
 
 
 STATE_FILE = "training_state.json"
+TORCH_WRITER = "inline_container.cc"  # whose RuntimeError says no more than that a file is not as long as it should be
 
 
 class Checkpoints:
@@ -44,6 +47,16 @@ class Checkpoints:
         good = self.folders()
         return f"the last good checkpoint is {good[-1]}" if good else "there is no earlier checkpoint"
 
+    @contextmanager
+    def writing(self, failed: str) -> Iterator[None]:
+        """Raises `InputError` that begins as `failed` and ends in the last good checkpoint, if a file cannot be written."""
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and TORCH_WRITER not in str(error):
+                raise
+            raise InputError(f"{failed} ({error}); {self.last_good()}.") from error
+
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Writes `checkpoint-STEP` whole, then removes those beyond the limit. All processes call it.
 
@@ -52,15 +65,15 @@ class Checkpoints:
         """
         directory = self.output_dir / f"checkpoint-{step}"
         is_main = self.accelerator.is_main_process
-        try:
-            with atomic_directory(directory) if is_main else nullcontext(partial_path(directory)) as partial:
-                self.accelerator.wait_for_everyone()
-                self.accelerator.save_state(str(partial))
-                if is_main:
-                    (partial / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
-                self.accelerator.wait_for_everyone()
-        except Exception as error:  # of whatever library met the full disk
-            raise InputError(f"Checkpoint {directory} could not be written ({error}); {self.last_good()}.") from error
+        with (
+            self.writing(f"Checkpoint {directory} could not be written"),
+            atomic_directory(directory) if is_main else nullcontext(partial_path(directory)) as partial,
+        ):
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(str(partial))
+            if is_main:
+                (partial / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+            self.accelerator.wait_for_everyone()
         if is_main and self.total_limit:
             for old in self.folders()[: -self.total_limit]:
                 shutil.rmtree(old)

@@ -6,25 +6,32 @@ leaves `digits/train` (1,437 images) and `digits/test` (360), split by class wit
 own 8x8 pixels; their 17 gray levels become 0..255.
 """
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.errors import import_extra
 from diffusers_cg_cli.command import command
+from diffusers_cg_cli.settings import Settings, parse
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, help="Folder to write; digits that are there are replaced."
-    )
-    parser.add_argument("--test_fraction", type=float, default=0.2, help="Share of every class held out for testing.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the split.")
-    return parser.parse_args(argv)
+class ExportSettings(Settings):
+    output_dir: Path
+    """Folder to write; digits that are there are replaced."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of every class held out for testing."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the split."""
+
+
+@command
+def parse_args(argv: Sequence[str] | None = None) -> ExportSettings:
+    return parse(ExportSettings, argv, description=__doc__)
 
 
 def split_digits(test_fraction: float = 0.2, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -39,16 +46,16 @@ def split_digits(test_fraction: float = 0.2, seed: int = 0) -> dict[str, tuple[n
 
 
 @command
-def main(args: argparse.Namespace) -> None:
-    splits = split_digits(args.test_fraction, args.seed)
-    with atomic_directory(args.output_dir, replaces="train") as directory:
+def main(settings: ExportSettings) -> None:
+    splits = split_digits(settings.test_fraction, settings.seed)
+    with atomic_directory(settings.output_dir, replaces="train") as directory:
         for name, (images, labels) in splits.items():
             for number, (image, label) in enumerate(zip(images, labels)):
                 folder = directory / name / str(label)
                 folder.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(folder / f"{number:04d}.png")
     for name, (_, labels) in splits.items():
-        print(f"{args.output_dir / name}: {len(labels)} images of {len(set(labels.tolist()))} classes")
+        print(f"{settings.output_dir / name}: {len(labels)} images of {len(set(labels.tolist()))} classes")
 
 
 if __name__ == "__main__":

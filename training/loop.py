@@ -1,12 +1,11 @@
-"""The training loop that the scripts share: Accelerate, averages, checkpoints, resume, progress."""
+"""The training loop that the scripts share. `TrainingLoop.train_step` is one optimizer step, from top to bottom."""
 
-import argparse
 import itertools
 import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,105 +15,91 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from diffusers_cg.data.files import atomic_update
+from diffusers_cg.diffusion import (
+    GaussianDiffusion,
+    LossSecondMomentSampler,
+    TimestepSampler,
+    UniformSampler,
+    seeded_generator,
+)
 from diffusers_cg.errors import InputError
 from diffusers_cg.hub.publishing import push_folder
-from diffusers_cg.training.arguments import TIMESTEP_SAMPLERS, accumulation_steps, resumed_settings
-from diffusers_cg.training.averages import WeightAverages
+from diffusers_cg.models.fine_tuning import load_weights
 from diffusers_cg.training.checkpoints import Checkpoints
+from diffusers_cg.training.config import RESUMED, TrainingSettings
 from diffusers_cg.training.data import TrainingImages, raise_errors, training_loader
-from diffusers_cg.training.draws import draw_timesteps_and_noise
-from diffusers_cg.training.run_facts import run_facts, write_facts
-from diffusers_cg.training.step_values import StepValues, gather_step, step_means
+from diffusers_cg.training.record import training_record, write_record
 
 
+TIMESTEP_SAMPLERS = {"uniform": UniformSampler, "loss_second_moment": LossSecondMomentSampler}
 MAX_SKIPPED_IN_A_ROW = 20
 
+Batch = dict[str, torch.Tensor]
+"""Of a loader: `clean_images` (B, C, H, W) float32 in [-1, 1], `class_labels` (B,), `draws` (B,) and what the loss needs."""
+
 LossFunction = Callable[
-    [torch.nn.Module, dict[str, torch.Tensor], torch.Tensor, torch.Tensor], dict[str, torch.Tensor]
+    [torch.nn.Module, Batch, torch.Tensor, torch.Tensor, torch.Tensor],
+    dict[str, torch.Tensor],
 ]
-"""(model, batch, timesteps (B,), noise (B, C, H, W)) -> values per image (B,): `loss`, to minimize, and others to log."""
-
-
-def make_accelerator(args: argparse.Namespace) -> Accelerator:
-    """Accelerate, set up as the flags say, with the output folder made and the seed set."""
-    log_with = None if args.logger == "none" else args.logger
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        log_with=log_with,
-        # every process reads a stream, and decodes its own share
-        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
-        project_config=ProjectConfiguration(
-            project_dir=str(args.output_dir), logging_dir=str(args.output_dir / args.logging_dir)
-        ),
-    )
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise InputError(
-            "--mixed_precision fp16 needs a GPU: on a CPU pass bf16, or no."
-        )  # Accelerate would ignore it
-    if args.use_ema and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise InputError(
-            f"--use_ema averages whole weights, which {accelerator.distributed_type.value} may split: pass --no-use_ema."
-        )
-    # not the constructor's argument, which a setting of `accelerate launch` overrides
-    accelerator.gradient_accumulation_steps = accumulation_steps(args, accelerator.num_processes)
-    if log_with is not None and not accelerator.log_with:
-        raise InputError(f"--logger {args.logger} is not installed: install it, or pass --logger none.")
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    set_seed(args.seed)
-    return accelerator
+"""(model, batch, sample x_t (B, C, H, W), timesteps (B,), noise (B, C, H, W)) -> values per image (B,): `loss`, to
+minimize, and others to log."""
 
 
 class TrainingLoop:
     """Trains one model to the end of its steps, saving and resuming so that nothing is lost or repeated.
 
-    A step whose loss or gradient is not finite, in any process, is skipped: weights, optimizer, averages, learning rate
-    and timestep sampler stay as they were, and the next step takes the next images.
-
     Args:
-        args (`argparse.Namespace`): The flags of `training/arguments.py`.
+        settings (`TrainingSettings`): Resolved, see `training/config.py`.
         accelerator (`Accelerator`): From [`make_accelerator`].
         name (`str`): What the model is called, `"unet"` or `"classifier"`.
         model (`ModelMixin`): What is trained; its config identifies checkpoints.
         images (`TrainingImages`): What it is trained on.
+        diffusion (`GaussianDiffusion`): Makes the noisy images.
         loss_function (`LossFunction`): Loss per image.
-        evaluate (callable, *optional*): `(model, step) -> dict of numbers`, called every `--save_images_epochs` and at
+        evaluate (callable, *optional*): `(model, step) -> dict of numbers`, called every `save_images_epochs` and at
             the end on the main process, with a model of the averaged weights.
-        save (callable): `(model, folder)` writes the result into a folder, from where it is moved to `--output_dir`.
-            Averages beyond the first are saved beside it, as `NAME_ema_DECAY`, and facts of the run as `training.json`.
+        save (callable): `(model, folder)` writes the result into a folder, from where it is moved to `output_dir`.
+            Averages beyond the first are saved beside it, as `NAME_ema_DECAY`, and the record of it as `training.json`.
+
+    Raises:
+        InputError: if the length of the training is not known.
     """
 
     def __init__(
         self,
-        args: argparse.Namespace,
+        settings: TrainingSettings,
         accelerator: Accelerator,
         name: str,
         model: ModelMixin,
         images: TrainingImages,
+        diffusion: GaussianDiffusion,
         loss_function: LossFunction,
         evaluate: Callable[[ModelMixin, int], dict[str, float]] | None,
         save: Callable[[ModelMixin, Path], None],
     ):
-        self.args = args
+        self.settings = settings
         self.accelerator = accelerator
         self.name = name
         self.images = images
+        self.diffusion = diffusion
         self.loss_function = loss_function
         self.evaluate = evaluate
         self.save = save
 
         self.images_per_step = (
-            args.train_batch_size * accelerator.num_processes * accelerator.gradient_accumulation_steps
+            settings.train_batch_size * accelerator.num_processes * accelerator.gradient_accumulation_steps
         )
         if images.num_images is not None:
             self.steps_per_epoch = math.ceil(images.num_images / self.images_per_step)
-        elif args.max_train_steps is not None:
-            self.steps_per_epoch = args.max_train_steps
+        elif settings.max_train_steps is not None:
+            self.steps_per_epoch = settings.max_train_steps
         else:
             raise InputError("The length of a stream is not known: pass --max_train_steps, or --images_per_epoch.")
-        self.max_train_steps = args.max_train_steps or args.num_epochs * self.steps_per_epoch
+        self.max_train_steps = settings.max_train_steps or settings.num_epochs * self.steps_per_epoch
         self.num_bad_images = 0
         self.global_step = 0
         self.skipped_steps = 0
@@ -123,79 +108,107 @@ class TrainingLoop:
 
         model.to(accelerator.device)
         self.model_class, self.model_config = type(model), json.loads(model.to_json_string())
-        self.averages = WeightAverages(model, args)
-        self.timestep_sampler = TIMESTEP_SAMPLERS[args.timestep_sampler](args.ddpm_num_steps)
-        self.checkpoints = Checkpoints(accelerator, args.output_dir, args.checkpoints_total_limit)
-        accelerator.register_for_checkpointing(*self.averages.by_decay.values())
+        self.parameter_names = [name for name, _ in model.named_parameters()]
+        self.averages = {
+            decay: EMAModel(
+                model.parameters(),
+                decay=decay,
+                min_decay=0.0 if settings.ema_warmup else decay,
+                use_ema_warmup=settings.ema_warmup,
+                inv_gamma=settings.ema_inv_gamma,
+                power=settings.ema_power,
+                foreach=True,
+            )
+            for decay in (settings.ema_max_decay if settings.use_ema else ())
+        }
+        self.timestep_sampler = TIMESTEP_SAMPLERS[settings.timestep_sampler](settings.ddpm_num_steps)
+        self.checkpoints = Checkpoints(accelerator, settings.output_dir, settings.checkpoints_total_limit)
+        accelerator.register_for_checkpointing(*self.averages.values())
         if hasattr(self.timestep_sampler, "state_dict"):
             accelerator.register_for_checkpointing(self.timestep_sampler)
 
-        if args.gradient_checkpointing:
+        if settings.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        if args.torch_compile is not None:
-            model.compile(backend=args.torch_compile)
+        if settings.torch_compile is not None:
+            model.compile(backend=settings.torch_compile)
         optimizer = torch.optim.AdamW(
             model.parameters(),
-            lr=args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            weight_decay=args.adam_weight_decay,
-            eps=args.adam_epsilon,
+            lr=settings.learning_rate,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            weight_decay=settings.adam_weight_decay,
+            eps=settings.adam_epsilon,
         )
         # Accelerate steps the schedule once per process
         lr_scheduler = get_scheduler(
-            args.lr_scheduler,
+            settings.lr_scheduler,
             optimizer=optimizer,
-            num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
+            num_warmup_steps=settings.lr_warmup_steps * accelerator.num_processes,
             num_training_steps=self.max_train_steps * accelerator.num_processes,
         )
         self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(model, optimizer, lr_scheduler)
 
-    # ------------------------------------------------------------------------------------------------- checkpoints
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "images_per_step": self.images_per_step,
-            "class_names": self.images.class_names,
-            "num_images": self.images.num_images,
-            "shuffle_buffer_size": self.images.shuffle_buffer_size,
-            **resumed_settings(self.args),
-        }
-
-    def save_checkpoint(self) -> None:
-        """Writes `checkpoint-STEP`."""
-        state = {
-            "global_step": self.global_step,
-            "skipped_steps": self.skipped_steps,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "settings": self._settings(),
-            "model_config": self.model_config,
-        }
-        self.checkpoints.save(self.global_step, state)
-
-    def resume(self) -> None:
-        """Loads the checkpoint that `--resume_from_checkpoint` names.
-
-        Raises:
-            InputError: if there is none, or it belongs to another model or another training.
-        """
-        state = self.checkpoints.load(self.args.resume_from_checkpoint, self.model_config, self._settings())
-        self.global_step = state["global_step"]
-        self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
-
     # ----------------------------------------------------------------------------------------------------- training
 
+    def train_step(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """One optimizer step; returns what to log.
+
+        A step whose loss or gradient is not finite, in any process, is skipped: weights, optimizer, averages, learning
+        rate and timestep sampler stay as they were, and the next step takes the next images.
+        """
+        accelerator, parts = self.accelerator, []
+        for _ in range(accelerator.gradient_accumulation_steps):
+            batch = next(batches)
+            timesteps, weights, noise = draw_timesteps_and_noise(
+                batch["draws"], batch["clean_images"], self.timestep_sampler, self.settings.seed
+            )
+            sample = self.diffusion.q_sample(batch["clean_images"], noise, timesteps)
+            with accelerator.accumulate(self.model):
+                values = self.loss_function(self.model, batch, sample, timesteps, noise)
+                accelerator.backward((weights * values["loss"]).mean())
+            if "bad_images" in batch:
+                values["bad_images"] = batch["bad_images"]
+            values = {name: value.detach().float() for name, value in values.items()}
+            parts.append({"draws": batch["draws"], "timesteps": timesteps, "weights": weights, **values})
+
+        step = gather_values(accelerator, parts)
+        # a norm of infinity leaves the gradients as they are
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm or math.inf)
+        finite = step["loss"].isfinite().all().item() and (norm is None or math.isfinite(norm))  # None from DeepSpeed
+        if finite:
+            self.optimizer.step()
+            self.lr_scheduler.step()
+            parameters = list(self.model.parameters())
+            for average in self.averages.values():
+                average.step(parameters)
+            if hasattr(self.timestep_sampler, "update"):
+                self.timestep_sampler.update(step["timesteps"], step["loss"])
+        elif accelerator.scaler is not None:
+            accelerator.scaler.update()  # of fp16: a lower scale, for it has seen the gradients when they were clipped
+        self.optimizer.zero_grad()
+
+        self.skipped_steps += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        self.num_bad_images += int(step["bad_images"].sum()) if "bad_images" in step else 0
+        logs = mean_values(step, self.settings.ddpm_num_steps)
+        return logs | ({"gradient_norm": float(norm)} if norm is not None and math.isfinite(norm) else {})
+
     def run(self) -> None:
-        """Trains; on SIGTERM or Ctrl-C saves a checkpoint after the running step and returns."""
-        if self.args.resume_from_checkpoint:
+        """Trains; on SIGTERM or Ctrl-C saves a checkpoint after the running step and returns.
+
+        Raises:
+            InputError: if the checkpoint to resume from is none or another training's, too many steps in a row are
+                skipped, or something cannot be written.
+        """
+        if self.settings.resume_from_checkpoint:
             self.resume()
         with self._stop_on_signals():
             self._train()
 
     def _train(self) -> None:
-        args, accelerator = self.args, self.accelerator
+        settings, accelerator = self.settings, self.accelerator
         if accelerator.log_with:
-            settings = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in vars(args).items()}
-            accelerator.init_trackers("training", config=settings)
+            shown = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in dict(settings).items()}
+            accelerator.init_trackers("training", config=shown)
         batches = self._batches()
         self.model.train()
         started, first_step = time.monotonic(), self.global_step
@@ -206,7 +219,7 @@ class TrainingLoop:
             disable=not accelerator.is_local_main_process,
         ) as progress_bar:
             while self.global_step < self.max_train_steps and not self.stop_requested:
-                logs = self._train_step(batches)
+                logs = self.train_step(batches)
                 self.global_step += 1
                 elapsed = time.monotonic() - started
                 logs["images_per_second"] = (self.global_step - first_step) * self.images_per_step / elapsed
@@ -226,12 +239,12 @@ class TrainingLoop:
                         f"{self.checkpoints.last_good()}."
                     )
                 done = self.global_step == self.max_train_steps
-                every = args.save_images_epochs * self.steps_per_epoch
+                every = settings.save_images_epochs * self.steps_per_epoch
                 if self.evaluate is not None and every and (self.global_step % every == 0 or done):
                     logs.update(self._evaluate())
                 accelerator.log(logs, step=self.global_step)
                 # one that may be worth nothing is not to replace a good one
-                due = args.checkpointing_steps and (self.global_step % args.checkpointing_steps == 0 or done)
+                due = settings.checkpointing_steps and (self.global_step % settings.checkpointing_steps == 0 or done)
                 if due and not self.skipped_in_a_row:
                     self.save_checkpoint()
 
@@ -245,19 +258,19 @@ class TrainingLoop:
             accelerator.print(f"Stopped at step {self.global_step}; go on with --resume_from_checkpoint latest.")
         else:
             self._save_result()
-            if args.push_to_hub and accelerator.is_main_process:
-                commit = push_folder(args.output_dir, args.hub_model_id, args.hub_private_repo or None)
+            if settings.push_to_hub and accelerator.is_main_process:
+                commit = push_folder(settings.output_dir, settings.hub_model_id, settings.hub_private_repo or None)
                 accelerator.print(f"Published {commit.commit_url}.")
         accelerator.end_training()
 
-    def _batches(self) -> Iterator[dict[str, torch.Tensor]]:
+    def _batches(self) -> Iterator[Batch]:
         """Batches without end, from the one that the next step takes."""
         loader = self.accelerator.prepare(
             training_loader(
                 self.images,
-                self.args.train_batch_size,
+                self.settings.train_batch_size,
                 first_draw=self.global_step * self.images_per_step,
-                num_workers=self.args.dataloader_num_workers,
+                num_workers=self.settings.dataloader_num_workers,
             )
         )
         batches = raise_errors(loader)
@@ -267,46 +280,51 @@ class TrainingLoop:
                 batches = itertools.chain([next(batches)], batches)
         return batches
 
-    def _train_step(self, batches: Iterator[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """One optimizer step, unless it is skipped; returns what to log."""
-        seen = []
-        for _ in range(self.accelerator.gradient_accumulation_steps):
-            batch = next(batches)
-            timesteps, weights, noise = draw_timesteps_and_noise(
-                batch["draws"], batch["clean_images"], self.timestep_sampler, self.args.seed
-            )
-            with self.accelerator.accumulate(self.model):
-                values = self.loss_function(self.model, batch, timesteps, noise)
-                self.accelerator.backward((weights * values["loss"]).mean())
-            if "bad_images" in batch:
-                values["bad_images"] = batch["bad_images"]
-            values = {name: value.detach().float() for name, value in values.items()}
-            seen.append({"draws": batch["draws"], "timesteps": timesteps, "weights": weights, **values})
-        step = gather_step(self.accelerator, seen)
-        # a norm of infinity leaves the gradients as they are
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm or math.inf)
-        logs = step_means(step, self.args.ddpm_num_steps)
-        if "bad_images" in step:
-            self.num_bad_images += int(step["bad_images"].sum())
-        finite = step["loss"].isfinite().all().item()
-        if norm is not None:  # DeepSpeed may keep it to itself
-            finite = finite and math.isfinite(norm)
-            logs |= {"gradient_norm": float(norm)} if math.isfinite(norm) else {}
-        if finite:
-            self._apply_gradients(step)
-        elif self.accelerator.scaler is not None:
-            self.accelerator.scaler.update()  # of fp16: a lower scale, for it has seen the gradients when they were clipped
-        self.optimizer.zero_grad()
-        self.skipped_steps += not finite
-        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        return logs
+    @contextmanager
+    def _stop_on_signals(self) -> Iterator[None]:
+        def stop(signum, frame):
+            self.stop_requested = True
 
-    def _apply_gradients(self, step: StepValues) -> None:
-        self.optimizer.step()
-        self.lr_scheduler.step()
-        self.averages.step(self.model.parameters())
-        if hasattr(self.timestep_sampler, "update"):
-            self.timestep_sampler.update(step["timesteps"], step["loss"])
+        previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self) -> None:
+        """Writes `checkpoint-STEP`."""
+        state = {
+            "global_step": self.global_step,
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "settings": self._resumed_settings(),
+            "model_config": self.model_config,
+        }
+        self.checkpoints.save(self.global_step, state)
+
+    def resume(self) -> None:
+        """Loads the checkpoint that `resume_from_checkpoint` names.
+
+        Raises:
+            InputError: if there is none, or it belongs to another model or another training.
+        """
+        state = self.checkpoints.load(
+            self.settings.resume_from_checkpoint, self.model_config, self._resumed_settings()
+        )
+        self.global_step = state["global_step"]
+        self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
+
+    def _resumed_settings(self) -> dict[str, Any]:
+        return {
+            "images_per_step": self.images_per_step,
+            "class_names": self.images.class_names,
+            "num_images": self.images.num_images,
+            "shuffle_buffer_size": self.images.shuffle_buffer_size,
+            **self.settings.marked(RESUMED),
+        }
 
     # ------------------------------------------------------------------------------------------------------ results
 
@@ -320,16 +338,16 @@ class TrainingLoop:
         if not self.accelerator.is_main_process:
             return {}
         state_dict = {name.removeprefix("_orig_mod."): tensor.detach() for name, tensor in state_dict.items()}
-        return {
-            decay: self._with_weights({**state_dict, **weights})
-            for decay, weights in (self.averages.weights() or {None: {}}).items()
+        averaged = {
+            decay: dict(zip(self.parameter_names, average.shadow_params)) for decay, average in self.averages.items()
         }
-
-    def _with_weights(self, state_dict: dict[str, torch.Tensor]) -> ModelMixin:
-        with torch.device("meta"):
-            model = self.model_class.from_config(self.model_config)
-        model.load_state_dict(state_dict, assign=True)
-        return model.to(self.accelerator.device).eval().requires_grad_(False)
+        results = {}
+        for decay, weights in (averaged or {None: {}}).items():
+            with torch.device("meta"):
+                model = self.model_class.from_config(self.model_config)
+            model.load_state_dict({**state_dict, **weights}, assign=True)
+            results[decay] = model.to(self.accelerator.device).eval().requires_grad_(False)
+        return results
 
     def _evaluate(self) -> dict[str, float]:
         values = {}
@@ -341,33 +359,145 @@ class TrainingLoop:
         return values
 
     def _save_result(self) -> None:
-        results = self._results()
+        settings, results = self.settings, self._results()
         if not self.accelerator.is_main_process:
             return
-        try:
-            with atomic_update(self.args.output_dir) as directory:
-                (_, result), *others = results.items()
-                self.save(result, directory)
-                for decay, model in others:
-                    model.save_pretrained(directory / f"{self.name}_ema_{decay}")
-                write_facts(directory, {self.name: self._facts()})
-        except Exception as error:  # of whatever library met the full disk
-            raise InputError(
-                f"The result could not be written to {self.args.output_dir} ({error}); {self.checkpoints.last_good()}."
-            ) from error
-        self.accelerator.print(f"Saved {self.args.output_dir}.")
+        record = training_record(settings, self.accelerator, self.name, self.max_train_steps, self.images_per_step)
+        with (
+            self.checkpoints.writing(f"The result could not be written to {settings.output_dir}"),
+            atomic_update(settings.output_dir) as directory,
+        ):
+            (_, result), *others = results.items()
+            self.save(result, directory)
+            for decay, model in others:
+                model.save_pretrained(directory / f"{self.name}_ema_{decay}")
+            write_record(directory, {self.name: record})
+        self.accelerator.print(f"Saved {settings.output_dir}.")
 
-    def _facts(self) -> dict[str, Any]:
-        return run_facts(self.args, self.accelerator, self.name, self.max_train_steps, self.images_per_step)
 
-    @contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        def stop(signum, frame):
-            self.stop_requested = True
+# ---------------------------------------------------------------------------------------------------- random numbers
 
-        previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for signum, handler in previous.items():
-                signal.signal(signum, handler)
+
+def draw_generators(draws: Sequence[int] | torch.Tensor, seed: int, *stream: int) -> list[torch.Generator]:
+    """A generator for each image, from the seed and its draw, the image's number in the training.
+
+    So an image's random numbers are the same in whatever batch and process it is. Another `stream` is independent.
+    """
+    draws = draws.tolist() if isinstance(draws, torch.Tensor) else draws
+    return [seeded_generator(seed, draw, *stream) for draw in draws]
+
+
+def draw_timesteps_and_noise(
+    draws: Sequence[int] | torch.Tensor, like: torch.Tensor, timestep_sampler: TimestepSampler, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Timesteps (B,) int64, their losses' weights (B,), and standard normal noise of the shape of `like`."""
+    generators = draw_generators(draws, seed)
+    timesteps, weights = timestep_sampler.sample(len(generators), generators)
+    noise = torch.stack([torch.randn(like.shape[1:], generator=generator) for generator in generators])
+    return timesteps.to(like.device), weights.to(like.device), noise.to(like.device)
+
+
+# --------------------------------------------------------------------------------------------------- values per image
+
+
+def gather_values(accelerator: Accelerator, parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The values per image of a step's batches over all processes, (N,), on the CPU, in the order of their draws.
+
+    So they are the same in every process, and however the step was split into processes and batches.
+    """
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    gathered = {name: values.cpu() for name, values in accelerator.gather(joined).items()}
+    order = gathered["draws"].argsort()
+    return {name: values[order] for name, values in gathered.items()}
+
+
+def mean_values(step: dict[str, torch.Tensor], num_train_timesteps: int) -> dict[str, float]:
+    """Means of the values, `NAME`, and over the timesteps of each quarter of the diffusion, `NAME_q0` to `NAME_q3`.
+
+    Weights of timesteps that are not drawn uniformly make them the means that uniform ones would have. Quarters without
+    an image, and means that are not finite, are left out.
+    """
+    weights = step["weights"]
+    quarters = 4 * step["timesteps"] // num_train_timesteps
+    parts = {"": torch.ones_like(quarters, dtype=torch.bool)}
+    parts |= {f"_q{quarter}": quarters == quarter for quarter in quarters.unique().tolist()}
+    means = {}
+    for name, values in step.items():
+        if name not in ("draws", "timesteps", "weights"):
+            for suffix, part in parts.items():
+                mean = (weights[part] * values[part]).sum() / weights[part].sum()
+                if mean.isfinite():
+                    means[name + suffix] = mean.item()
+    return means
+
+
+# ------------------------------------------------------------------------------------------------- before it begins
+
+
+def make_accelerator(settings: TrainingSettings) -> Accelerator:
+    """Accelerate, set up as resolved settings say, with the output folder made and the seed set.
+
+    Raises:
+        InputError: if this machine, or the way processes were started, does not allow what the settings say.
+    """
+    log_with = None if settings.logger == "none" else settings.logger
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision,
+        log_with=log_with,
+        # every process reads a stream, and decodes its own share
+        dataloader_config=DataLoaderConfiguration(dispatch_batches=False),
+        project_config=ProjectConfiguration(
+            project_dir=str(settings.output_dir), logging_dir=str(settings.output_dir / settings.logging_dir)
+        ),
+    )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would ignore it
+        raise InputError("--mixed_precision fp16 needs a GPU: on a CPU pass bf16, or no.")
+    if settings.use_ema and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise InputError(
+            f"--use_ema averages whole weights, which {accelerator.distributed_type.value} may split: pass --no-use_ema."
+        )
+    # not the constructor's argument, which a setting of `accelerate launch` overrides
+    accelerator.gradient_accumulation_steps = accumulation_steps(settings, accelerator.num_processes)
+    if log_with is not None and not accelerator.log_with:
+        raise InputError(f"--logger {settings.logger} is not installed: install it, or pass --logger none.")
+    settings.output_dir.mkdir(parents=True, exist_ok=True)
+    set_seed(settings.seed)
+    return accelerator
+
+
+def accumulation_steps(settings: TrainingSettings, num_processes: int) -> int:
+    """Batches of each process per optimizer step.
+
+    Raises:
+        InputError: if `total_batch_size` is no multiple of what the processes take at once, or contradicts
+            `gradient_accumulation_steps`.
+    """
+    total, stated = settings.total_batch_size, settings.gradient_accumulation_steps
+    if total is None:
+        return stated or 1
+    at_once = settings.train_batch_size * num_processes
+    processes = f"{num_processes} {'process' if num_processes == 1 else 'processes'}"
+    where = f"--train_batch_size {settings.train_batch_size} on {processes}"
+    if total % at_once:
+        raise InputError(
+            f"--total_batch_size {total} is no multiple of {at_once}, the images of {where}: choose a batch size that divides it."
+        )
+    if stated is not None and stated * at_once != total:
+        raise InputError(
+            f"--total_batch_size {total} takes {total // at_once} batches of {where}, not --gradient_accumulation_steps "
+            f"{stated}: leave one of the two out."
+        )
+    return total // at_once
+
+
+def start_from(accelerator: Accelerator, model: ModelMixin, pretrained: ModelMixin, where: str) -> None:
+    """Copies the weights of a pretrained model that fit, and says which do not.
+
+    Raises:
+        InputError: if the two differ in more than classes, channels and image size.
+    """
+    replaced = load_weights(model, pretrained)
+    taken = model.state_dict().keys() - {parameter.name for parameter in replaced}
+    accelerator.print(f"Started from {where}: {len(taken)} parameters taken over, {len(replaced)} replaced.")
+    for parameter in replaced:
+        accelerator.print(f"  {parameter}")

@@ -3,19 +3,19 @@
 import functools
 import sys
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 
-P = ParamSpec("P")
+P, R = ParamSpec("P"), TypeVar("R")
 
 
-def command(main: Callable[P, None]) -> Callable[P, None]:
+def command(main: Callable[P, R]) -> Callable[P, R]:
     """Wraps a command's main function: what the user, the file system or the Hub is the cause of ends it in a sentence."""
 
     @functools.wraps(main)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            main(*args, **kwargs)
+            return main(*args, **kwargs)
         except Exception as error:
             sentence = sentence_for(error)
             if sentence is None:
@@ -29,7 +29,8 @@ def command(main: Callable[P, None]) -> Callable[P, None]:
 
 def sentence_for(error: Exception) -> str | None:
     """What to tell the user of an error; None for a bug."""
-    from safetensors import SafetensorError  # here, for a command's --help does without torch, and these bring it
+    # here, for they bring torch, which --help does without
+    from safetensors import SafetensorError
 
     from diffusers_cg.errors import InputError, MissingExtraError
     from diffusers_cg.hub.hub_errors import hub_sentence

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import PositiveInt
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import Positional
 
 from diffusers_cg_cli.settings import Settings
 from diffusers_cg_cli.shared import Dtype, Side, exclusive
@@ -47,10 +47,10 @@ class ConvertSettings(Settings):
     num_attention_heads: PositiveInt | None = None
     """num_heads."""
 
-    new_attention_order: FlagCreatePairsOff[bool] = False
+    new_attention_order: bool = False
     """use_new_attention_order."""
 
-    legacy_attention_order: FlagCreatePairsOff[bool] = False
+    legacy_attention_order: bool = False
     """The other one."""
 
     beta_schedule: Literal["linear", "cosine"] | None = None
@@ -62,7 +62,7 @@ class ConvertSettings(Settings):
     classifier_attention_head_dim: PositiveInt | None = None
     """64 in OpenAI's."""
 
-    _check = exclusive("new_attention_order", "legacy_attention_order")
+    _check_opposites = exclusive("new_attention_order", "legacy_attention_order")
 
 
 def run(settings: ConvertSettings) -> None:

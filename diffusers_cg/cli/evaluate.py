@@ -7,7 +7,7 @@ from pydantic import PositiveInt, model_validator
 from tyro.conf import Positional
 
 from diffusers_cg_cli.settings import input_error
-from diffusers_cg_cli.shared import DeviceSettings, Side, given
+from diffusers_cg_cli.shared import DeviceSettings, Side
 
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class ReferenceSettings(DeviceSettings):
     """Keeps features of references; reference_features beside --output by default."""
 
     @model_validator(mode="after")
-    def _check(self) -> "ReferenceSettings":
+    def _check_extractor(self) -> "ReferenceSettings":
         if self.inception_weights is not None and self.extractor != INCEPTION:
             raise ValueError(f"--inception_weights is for the extractor {INCEPTION}, not for {self.extractor}")
         return self
@@ -80,11 +80,8 @@ def run(settings: EvaluateSettings) -> None:
     with atomic_directory(settings.output, replaces=REPORT_FILE) as directory:
         sets = open_sets(settings, settings.samples, settings.reference)
         extractor = None
-        if (
-            settings.extractor != INCEPTION
-            or settings.inception_weights
-            or any(isinstance(each, ImageSet) for each in sets)
-        ):
+        chosen = settings.extractor != INCEPTION or settings.inception_weights is not None
+        if chosen or any(isinstance(each, ImageSet) for each in sets):
             extractor = open_extractor(settings, resolve_device(settings.device))
         evaluation = measure(
             *sets,
@@ -102,7 +99,8 @@ def open_sets(settings: ReferenceSettings, *sources: str) -> list["ImageSet | Fe
     from diffusers_cg.data import is_dataset, open_set
     from diffusers_cg.generation import BESIDE_SAMPLES
 
-    of_dataset = given(split=settings.split, config_name=settings.config_name, image_column=settings.image_column)
+    names = ("split", "config_name", "image_column")
+    of_dataset = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
     if of_dataset and not any(map(is_dataset, sources)):
         raise input_error(
             f"--split, --config_name and --image_column are for datasets, and {' and '.join(sources)} is none: leave "

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
-from tyro.conf import FlagCreatePairsOff, Positional
+from tyro.conf import Positional
 
 from diffusers_cg_cli.settings import Settings
 from diffusers_cg_cli.shared import exclusive
@@ -22,10 +22,10 @@ class PushSettings(Settings):
     name: Positional[str]
     """OWNER/NAME on the Hub; made where there is none."""
 
-    private: FlagCreatePairsOff[bool] = False
+    private: bool = False
     """Of a repository that is made."""
 
-    public: FlagCreatePairsOff[bool] = False
+    public: bool = False
     """The opposite, and the Hub's default."""
 
     with_code: bool = False
@@ -49,7 +49,7 @@ class PushSettings(Settings):
     token: str | None = None
     """Of the Hub; hf auth login or HF_TOKEN by default."""
 
-    _check = exclusive("private", "public")
+    _check_opposites = exclusive("private", "public")
 
 
 def run(settings: PushSettings) -> None:

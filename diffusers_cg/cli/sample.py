@@ -59,12 +59,11 @@ class SampleSettings(DrawSettings):
     """Leave samples.npz, in the layout of the reference."""
 
     @model_validator(mode="after")
-    def _check(self) -> "SampleSettings":
-        of_upsampler = (
-            *(self.upsampler_num_inference_steps, self.upsampler_classifier_scale),
-            *(self.low_res_noise, self.low_res_blur),
-        )
-        if self.upsampler is None and any(value is not None for value in of_upsampler):
+    def _check_upsampler(self) -> "SampleSettings":
+        steps_and_scale = (self.upsampler_num_inference_steps, self.upsampler_classifier_scale)
+        if self.upsampler is None and any(
+            value is not None for value in (*steps_and_scale, self.low_res_noise, self.low_res_blur)
+        ):
             raise ValueError("Flags of the upsampler need one: pass --upsampler, or leave them out")
         return self
 
@@ -81,14 +80,16 @@ def run(settings: SampleSettings) -> None:
         timesteps=settings.timesteps,
         **common,
     )
-    upsampler = settings.upsampler and SavedPipeline(
-        settings.upsampler,
-        num_inference_steps=settings.upsampler_num_inference_steps,
-        classifier_scale=settings.upsampler_classifier_scale,
-        low_res_noise=settings.low_res_noise,
-        low_res_blur=settings.low_res_blur,
-        **common,
-    )
+    upsampler = None
+    if settings.upsampler is not None:
+        upsampler = SavedPipeline(
+            settings.upsampler,
+            num_inference_steps=settings.upsampler_num_inference_steps,
+            classifier_scale=settings.upsampler_classifier_scale,
+            low_res_noise=settings.low_res_noise,
+            low_res_blur=settings.low_res_blur,
+            **common,
+        )
     generate_to_folder(
         settings.output,
         base,

@@ -70,41 +70,36 @@ def parse(
         SystemExit: with status 2, after tyro has said why, if a flag is unknown, missing or of another type.
         InputError: if the file is missing or none, or sets what is no setting; as [`Settings`] for the rest.
     """
-    flags, _ = _parse_flags(Settings, {}, args=argv, prog=prog, add_help=False, return_unknown_args=True)
+    known, _ = _flags(Settings, {}, args=argv, prog=prog, add_help=False, return_unknown_args=True)
     in_file = {}
-    if "config" in flags:
-        in_file = read_file(settings_class, find_file(flags["config"], files), files)
+    if "config" in known:
+        in_file = read_file(settings_class, find_file(known["config"], files), files)
     description = description or inspect.getdoc(settings_class)
-    return settings_class(**_parse_flags(settings_class, in_file, args=argv, prog=prog, description=description))
+    return settings_class(**in_file | _flags(settings_class, in_file, args=argv, prog=prog, description=description))
 
 
-def _parse_flags(settings_class: type[Settings], in_file: dict[str, Any], **options: Any) -> Any:
-    """Values of fields, by tyro. They meet the class outside of it, whose sentences are no errors of a single flag."""
-    types, defaults = {}, {}
-    # those that must be named come first
+def _flags(settings_class: type[Settings], in_file: dict[str, Any], **options: Any) -> Any:
+    """The values that flags state, by name. tyro checks each against its type alone, and the class then checks all."""
+    types = {}
+    # those that must be stated come first
     for name, field in sorted(settings_class.model_fields.items(), key=lambda item: not item[1].is_required()):
         default = tyro.MISSING if field.is_required() else field.get_default(call_default_factory=True)
         default = in_file.get(name, default)
-        if default is None:  # neither said in --help nor a value that a flag can have
-            types[name] = NotRequired[_flag_type(field, help_behavior_hint="")]
-        else:
-            types[name], defaults[name] = _flag_type(field), default
+        words = default if isinstance(default, list | tuple) else [default]
+        hint = "" if default is None else f"(default: {' '.join(map(str, words))})"
+        kinds = get_args(field.annotation)
+        kind = field.annotation
+        if type(None) in kinds:  # which no flag says
+            kind = Union[tuple(each for each in kinds if each is not type(None))]  # noqa: UP007
+        described = " ".join((field.description or "").split())  # tyro keeps the line ends of a docstring
+        flag = Annotated[(kind, *field.metadata, tyro.conf.arg(help=described, help_behavior_hint=hint))]
+        types[name] = flag if default is tyro.MISSING else NotRequired[flag]
     return tyro.cli(
         TypedDict(settings_class.__name__, types),
-        default=defaults,
         use_underscores=True,
         config=(tyro.conf.PositionalMetavarFromFieldName,),
         **options,
     )
-
-
-def _flag_type(field: FieldInfo, **options: Any) -> Any:
-    """The type of a field but for None, with its bounds, markers and help."""
-    kinds = get_args(field.annotation)
-    kind = field.annotation
-    if type(None) in kinds:
-        kind = Union[tuple(each for each in kinds if each is not type(None))]  # noqa: UP007
-    return Annotated[(kind, *field.metadata, tyro.conf.arg(help=field.description, **options))]
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -139,8 +134,9 @@ def read_file(
     Raises:
         InputError: if a file is missing, no YAML or its own base, or holds anything but settings.
     """
-    if path.resolve() in seen:
-        raise input_error(f"{path} is its own {BASE}: {' -> '.join(str(each) for each in (*seen, path.resolve()))}.")
+    chain = (*seen, path.resolve())
+    if chain[-1] in seen:
+        raise input_error(f"{path} is its own {BASE}: {' -> '.join(map(str, chain))}.")
     try:
         stated = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # which leaves all scalars the strings they are
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -148,9 +144,9 @@ def read_file(
     if not isinstance(stated, dict):
         raise input_error(f"{path} holds no settings: it must hold lines like `seed: 1`.")
     values = {}
-    base = stated.pop(BASE, None)
-    if base is not None:
-        values = read_file(settings_class, find_file(base, files, path.parent), files, (*seen, path.resolve()))
+    base = stated.pop(BASE, "")
+    if base not in UNSET:
+        values = read_file(settings_class, find_file(str(base), files, path.parent), files, chain)
     fields = {name: field for name, field in settings_class.model_fields.items() if name not in Settings.model_fields}
     for name, value in stated.items():
         if name not in fields:
@@ -167,7 +163,7 @@ def read_file(
 
 def _read(field: FieldInfo, value: Any) -> Any:
     """The value of a field that a file states in strings."""
-    adapter = TypeAdapter(Annotated[(field.annotation, field, *field.metadata)])
+    adapter = TypeAdapter(Annotated[field.annotation, field])
     try:
         return adapter.validate_python(value)
     except ValidationError:

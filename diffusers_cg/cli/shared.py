@@ -50,8 +50,3 @@ def exclusive(one: str, other: str) -> Any:
         return settings
 
     return model_validator(mode="after")(check)
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """Those options that are not None."""
-    return {name: value for name, value in options.items() if value is not None}

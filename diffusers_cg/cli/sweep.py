@@ -16,6 +16,12 @@ def _check_sampler(text: str) -> str:
     return text
 
 
+def _check_each_once(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError(f"each must be named once, got {', '.join(map(str, values))}")
+    return values
+
+
 class SweepSettings(ReferenceSettings, DrawSettings):
     """Measures samples of every sampler at every scale, and plots fidelity against diversity.
 
@@ -27,10 +33,12 @@ class SweepSettings(ReferenceSettings, DrawSettings):
     output: Path
     """Folder of the sweep; an earlier one's goes on."""
 
-    scales: Annotated[list[Scale], Field(min_length=1)]
+    scales: Annotated[list[Scale], Field(min_length=1), AfterValidator(_check_each_once)]
     """Scales of guidance, 0 for none."""
 
-    samplers: Annotated[list[Annotated[str, AfterValidator(_check_sampler)]], Field(min_length=1)]
+    samplers: Annotated[
+        list[Annotated[str, AfterValidator(_check_sampler)]], Field(min_length=1), AfterValidator(_check_each_once)
+    ]
     """ddpm or ddim and its steps, as in ddpm:250 ddim:25."""
 
     num_samples: PositiveInt
@@ -41,32 +49,54 @@ class SweepSettings(ReferenceSettings, DrawSettings):
 
 
 def run(settings: SweepSettings) -> None:
-    from diffusers_cg.evaluation.sweep import TABLE_FILE, Sampler, sweep_to_folder
-    from diffusers_cg.generation import resolve_device, start_processes
+    from diffusers_cg.evaluation.sweep import NUM_SHOWN, TABLE_FILE, Cell, sweep_to_folder
+    from diffusers_cg.generation import (
+        SampleFolder,
+        SavedPipeline,
+        common_classes,
+        generate_to_folder,
+        resolve_device,
+        start_processes,
+    )
     from diffusers_cg.models import DTYPES
+
+    pipelines = {}
+    for algorithm, steps in (text.split(":") for text in settings.samplers):
+        for scale in settings.scales:
+            saved = SavedPipeline(settings.model, algorithm, int(steps), scale, DTYPES[settings.dtype])
+            pipelines[Cell(algorithm, int(steps), scale)] = saved
+    classes = common_classes(pipelines.values(), settings.classes)
 
     (reference,) = open_sets(settings, settings.reference)
     processes = start_processes()
     device = processes.device if settings.device is None else resolve_device(settings.device)
     with processes.local_main_process_first():  # it downloads weights for the others
         extractor = open_extractor(settings, device)
-    named = (text.split(":") for text in settings.samplers)
+
+    def draw(cell: Cell, directory: Path):
+        generate_to_folder(
+            directory / "samples",
+            pipelines[cell],
+            num_samples=settings.num_samples,
+            classes=classes,
+            random_classes=settings.random_classes,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            device=settings.device,
+        )
+        samples = SampleFolder(directory / "samples")
+        return samples.open(), samples.first_images(NUM_SHOWN)
+
     sweep_to_folder(
         settings.output,
-        settings.model,
+        draw,
+        list(pipelines),
+        settings.num_samples,
         reference,
         extractor,
-        settings.scales,
-        [Sampler(name, int(steps)) for name, steps in named],
-        settings.num_samples,
-        classes=settings.classes,
-        random_classes=settings.random_classes,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        evaluation_batch_size=settings.evaluation_batch_size,
+        batch_size=settings.evaluation_batch_size,
         cache_dir=settings.cache_dir or settings.output.parent / "reference_features",
-        dtype=DTYPES[settings.dtype],
-        device=settings.device,
+        is_main_process=processes.is_main_process,
     )
     if processes.is_main_process:
         print((settings.output / TABLE_FILE).read_text())

@@ -1,6 +1,7 @@
-"""Bits per dimension of a folder of images under a saved pipeline: what `diffusers-cg nll` does."""
+"""Bits per dimension of a set of images under a model, as a report, its terms and a plot: what `diffusers-cg nll` leaves."""
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -8,27 +9,16 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from diffusers_cg.data import ImageSet, find_bad_images, open_folder
 from diffusers_cg.data.files import atomic_directory
-from diffusers_cg.data.images import resize_and_crop, to_tensor
-from diffusers_cg.diffusion import (
-    BitsPerDimension,
-    GaussianDiffusion,
-    bits_per_dimension,
-    clip_range,
-    resolve_timesteps,
-    seeded_generator,
-)
+from diffusers_cg.diffusion import BitsPerDimension, GaussianDiffusion, bits_per_dimension, seeded_generator
 from diffusers_cg.errors import InputError, import_extra
-from diffusers_cg.generation import BESIDE_SAMPLES, SavedPipeline, resolve_device
-from diffusers_cg.pipelines.pipeline_classifier_guided import ClassifierGuidedPipeline
 
 
-REPORT_FILE, TERMS_FILE, PLOT_FILE = "nll.json", "terms.npz", "nll.png"
+MEANS_FILE, TERMS_FILE, PLOT_FILE = "nll.json", "terms.npz", "nll.png"
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class MeanBitsPerDimension:
     """Means over images, in bits per dimension.
 
     Args:
@@ -49,121 +39,81 @@ class Likelihood:
     data: str
 
 
-def likelihood_to_folder(
+def bits_per_dimension_to_folder(
     output_dir: str | Path,
-    model: str,
-    data_dir: str | Path,
-    num_inference_steps: int | None = None,
+    diffusion: GaussianDiffusion,
+    model: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor],
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor | None]],
+    image_names: Sequence[str],
+    clip_range: float | None = 1.0,
     seed: int = 0,
-    batch_size: int = 8,
-    device: str | None = None,
-) -> Likelihood:
+    model_name: str = "",
+    data_name: str = "",
+) -> MeanBitsPerDimension:
     """Measures the variational bound of images, all timesteps of each, into `nll.json`, `terms.npz` and `nll.png`.
 
-    Images are converted to the model's channels, and resized and cropped in the middle as for training. Their noise
-    follows from the seed and their place in the folder alone. The terms are those of [`BitsPerDimension`], with the
-    `timesteps` (T,) and `files` (N,) that they belong to.
+    The noise of an image follows from the seed and its place in the set alone. The terms are those of
+    [`BitsPerDimension`], with the `timesteps` (T,) and `files` (N,) that they belong to.
 
     Args:
         output_dir (`str` or `Path`): Written whole or not at all; a folder that this function wrote before is replaced.
-        model (`str`): Folder or Hub name of a pipeline that draws from noise.
-        data_dir (`str` or `Path`): Images at any depth; for a class-conditional unet one subfolder for each class, in
-            the order of their numbers.
-        num_inference_steps (`int`, *optional*): The bound of the process with as many timesteps; all by default.
+        diffusion (`GaussianDiffusion`): The process, over all timesteps or a subset of them.
+        model (callable): What the network says of x_t (B, C, H, W) at timesteps (B,) int64 with class labels (B,) or
+            None; see [`bits_per_dimension`].
+        batches (iterable): All images in order: 8-bit ones in [-1, 1], (B, C, H, W) float32, on the model's device, and
+            their class labels (B,) int64, or None.
+        image_names (sequence of `str`): What the images are called, (N,).
+        clip_range (`float`, *optional*): Bound on the absolute value of predicted clean images; None for no clipping.
         seed (`int`): At least 0.
-        batch_size (`int`): Images at once, at least 1.
-        device (`str`, *optional*): A GPU if there is one, by default.
+        model_name, data_name (`str`): What `nll.json` calls the model and the images.
 
     Raises:
-        ValueError, InputError, OSError: with one sentence; nothing has been computed by then.
-        MissingExtraError: if matplotlib is not installed.
+        InputError: if the seed is negative or there are no images; nothing has been computed by then.
+        OSError: if the folder cannot be written, or is one of something else; as above.
+        MissingExtraError: if matplotlib is not installed; as above.
     """
-    for name, value, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
-        if value < least:
-            raise InputError(f"`{name}` must be at least {least}, got {value}.")
+    if seed < 0:
+        raise InputError(f"`seed` must be at least 0, got {seed}.")
+    if not image_names:
+        raise InputError("There are no images to measure.")
     import_extra("matplotlib.figure", "eval")  # before hours of work, not after
-    with atomic_directory(output_dir, replaces=REPORT_FILE) as directory:
-        pipe = SavedPipeline(model).load().to(resolve_device(device))
-        images = find_images(Path(data_dir), pipe.unet.config.num_class_embeds)
-        scheduler = pipe.scheduler
-        steps = scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
-        diffusion = GaussianDiffusion.from_scheduler(scheduler, resolve_timesteps(scheduler, steps, None))
-        terms = measure(pipe, diffusion, images, seed, batch_size)
+    with atomic_directory(output_dir, replaces=MEANS_FILE) as directory:
+        parts, start, timesteps = [], 0, diffusion.timesteps
+        with tqdm(total=len(image_names) * len(timesteps), desc="Bits per dimension", unit="term") as bar:
+            for clean_images, class_labels in batches:
 
+                def labelled(
+                    sample: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = class_labels
+                ) -> torch.Tensor:
+                    bar.update(len(sample))
+                    return model(sample, timestep, labels)
+
+                generators = [seeded_generator(seed, start + i) for i in range(len(clean_images))]
+                part = bits_per_dimension(diffusion, labelled, clean_images, generators, clip_range)
+                parts.append({name: tensor.cpu() for name, tensor in vars(part).items()})
+                start += len(clean_images)
+        terms = BitsPerDimension(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
         total = terms.total.double()
-        likelihood = Likelihood(
+        means = MeanBitsPerDimension(
             bits_per_dimension=total.mean().item(),
-            standard_error=total.std().item() / len(images) ** 0.5 if len(images) > 1 else 0.0,
+            standard_error=total.std().item() / len(total) ** 0.5 if len(total) > 1 else 0.0,
             prior=terms.prior.double().mean().item(),
-            num_images=len(images),
-            num_timesteps=len(diffusion.timesteps),
+            num_images=len(total),
+            num_timesteps=len(timesteps),
             seed=seed,
-            model=str(model),
-            data=str(data_dir),
+            model=model_name,
+            data=data_name,
         )
-        (directory / REPORT_FILE).write_text(json.dumps(asdict(likelihood), indent=2) + "\n")
+        (directory / MEANS_FILE).write_text(json.dumps(asdict(means), indent=2) + "\n")
         np.savez(
             directory / TERMS_FILE,
-            timesteps=diffusion.timesteps.numpy(),
-            files=np.array([str(Path(image.name).relative_to(data_dir)) for image in images]),
+            timesteps=timesteps.numpy(),
+            files=np.array(image_names),
             total=terms.total.numpy(),
             **{name: tensor.numpy() for name, tensor in vars(terms).items()},
         )
-        plot_terms(diffusion.timesteps.tolist(), terms, likelihood.bits_per_dimension, directory / PLOT_FILE)
-    return likelihood
-
-
-def find_images(directory: Path, num_classes: int | None) -> ImageSet:
-    """All images of a folder, with their labels for a class-conditional model.
-
-    Raises:
-        InputError: if there is no such folder, it holds no images or not as many classes as the model knows, or a file
-            cannot be read as an image.
-    """
-    if not directory.is_dir():
-        raise InputError(f"There is no folder {directory}: pass a folder of images.")
-    labels = "ignored" if num_classes is None else "required"
-    images = open_folder(directory, labels, num_classes, leave_out=BESIDE_SAMPLES)
-    for index, fault in find_bad_images(images).items():
-        raise InputError(f"{images[index].name} cannot be read as an image ({fault}): mend or remove it.")
-    return images
-
-
-def measure(
-    pipe: ClassifierGuidedPipeline,
-    diffusion: GaussianDiffusion,
-    images: ImageSet,
-    seed: int,
-    batch_size: int,
-) -> BitsPerDimension:
-    """The terms of all images (N, T), on the CPU.
-
-    Raises:
-        ValueError: if the unet's images are not square.
-    """
-    unet = pipe.unet
-    channels, height, width = pipe.sample_shape
-    if height != width:
-        raise InputError(f"Images are cropped to squares, but those of this model are {width}x{height}.")
-    parts = []
-    with tqdm(total=len(images) * len(diffusion.timesteps), desc="Bits per dimension", unit="term") as bar:
-        for start in range(0, len(images), batch_size):
-            batch = [images[index] for index in range(start, min(start + batch_size, len(images)))]
-            pictures = [resize_and_crop(stored.load(channels), height, center_crop=True) for stored in batch]
-            labels = None
-            if images.labels is not None:
-                labels = torch.tensor([stored.label for stored in batch], device=unet.device)
-
-            def model(sample: torch.Tensor, timestep: torch.Tensor, labels=labels) -> torch.Tensor:
-                bar.update(len(sample))
-                of_classes = {} if labels is None else {"class_labels": labels}
-                return unet(sample.to(unet.dtype), timestep, **of_classes).sample
-
-            clean_images = torch.stack([to_tensor(picture) for picture in pictures]).to(unet.device)
-            generators = [seeded_generator(seed, start + i) for i in range(len(batch))]
-            terms = bits_per_dimension(diffusion, model, clean_images, generators, clip_range(pipe.scheduler))
-            parts.append({name: tensor.cpu() for name, tensor in vars(terms).items()})
-    return BitsPerDimension(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        plot_terms(timesteps.tolist(), terms, means.bits_per_dimension, directory / PLOT_FILE)
+    return means
 
 
 def plot_terms(timesteps: list[int], terms: BitsPerDimension, mean: float, path: Path) -> None:

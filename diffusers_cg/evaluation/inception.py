@@ -9,10 +9,9 @@ import torch
 
 from diffusers_cg.errors import InputError, MissingExtraError, import_extra
 from diffusers_cg.evaluation.features import Features
-from diffusers_cg.models.openai_files import read_state_dict
+from diffusers_cg.evaluation.metrics import INCEPTION
 
 
-INCEPTION = "inception"
 SPATIAL_CHANNELS = 7
 
 
@@ -33,7 +32,7 @@ class InceptionFeatures:
 
     Raises:
         MissingExtraError: if torch-fidelity is not installed.
-        ValueError: if it cannot be imported here, or the weights cannot be had or are others.
+        InputError: if it cannot be imported here, or the weights cannot be had or are others.
     """
 
     name = INCEPTION
@@ -41,7 +40,7 @@ class InceptionFeatures:
     def __init__(self, weights: str | Path | None = None, device: str | torch.device = "cpu"):
         module = _import_network()
         if weights is not None:
-            read_state_dict(weights)  # torch-fidelity would execute whatever a pickle says: this refuses code
+            _check_holds_no_code(weights)
         try:
             self.network = module.FeatureExtractorInceptionV3(
                 INCEPTION, ["2048", "logits_unbiased"], None if weights is None else str(weights)
@@ -75,6 +74,21 @@ class InceptionFeatures:
             handle.remove()
         spatial = maps[0].permute(0, 2, 3, 1).flatten(1)
         return Features(*(tensor.cpu().numpy() for tensor in (pool, spatial, logits)))
+
+
+def _check_holds_no_code(weights: str | Path) -> None:
+    """Raises `InputError` for a file of anything but tensors: torch-fidelity would execute whatever a pickle says."""
+    try:
+        torch.load(weights, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{weights} is not a file of tensors alone, and is refused, since reading anything else from it could run "
+            "foreign code: pass torch-fidelity's own."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
+        raise InputError(
+            f"{weights} cannot be read as a checkpoint; it is truncated or another kind of file."
+        ) from error
 
 
 def _import_network():

@@ -1,26 +1,14 @@
 """What an evaluation says: metrics, what was measured with what, and what the numbers are worth."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from diffusers_cg.errors import InputError
-from diffusers_cg.evaluation.inception import INCEPTION
+from diffusers_cg.evaluation.metrics import metric_names
 
 
 REPORT_FILE, MARKDOWN_FILE = "report.json", "report.md"
-
-
-def metric_names(extractor: str | None) -> dict[str, str]:
-    """What a report calls each metric: FID, sFID and Inception Score are names of Inception's features alone."""
-    is_inception = extractor == INCEPTION
-    return {
-        "fid": "FID" if is_inception else "Frechet distance",
-        "sfid": "sFID" if is_inception else "Frechet distance, spatial",
-        "inception_score": "Inception Score" if is_inception else "Inception Score, other logits",
-        "precision": "Precision",
-        "recall": "Recall",
-    }
 
 
 @dataclass(frozen=True)
@@ -55,16 +43,12 @@ class Evaluation:
     """Metrics of samples, and what they are worth.
 
     Args:
-        metrics (`dict`): None where one cannot be computed. The keys are the same whatever the extractor:
-
-            - `fid`: Frechet distance between pool features; FID if they are Inception's, and lower is better;
-            - `sfid`: Frechet distance between spatial features; sFID if they are Inception's, and lower is better;
-            - `inception_score`: of the logits, from 1 to the number of classes, and higher is better;
-            - `precision`, `recall`: shares from 0 to 1, of pool features.
+        metrics (`dict`): By the keys of their rows in the table of [`metrics`]; None where one cannot be computed.
         samples, reference ([`SetFacts`]): What was measured.
         extractor, extractor_hash (`str`, *optional*): What it was measured with; None if both sets were statistics, and
             the hash also if the extractor states none.
         warnings (list of `str`): A sentence for each reason why numbers are missing or not comparable with others.
+        names (`dict`): What [`name`] calls metrics that are not in the table.
     """
 
     metrics: dict[str, float | None]
@@ -73,12 +57,16 @@ class Evaluation:
     extractor: str | None
     extractor_hash: str | None
     warnings: list[str]
+    names: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def name(self, key: str) -> str:
+        """What people call a metric; its key where nobody says, as in a report that was loaded."""
+        return {**metric_names(self.extractor), **self.names}.get(key, key)
 
     def to_markdown(self) -> str:
         """A table of the metrics, and the rest in sentences."""
-        names = metric_names(self.extractor)
         rows = [
-            f"| {names[name]} | {'-' if value is None else f'{value:.4f}'} |" for name, value in self.metrics.items()
+            f"| {self.name(key)} | {'-' if value is None else f'{value:.4f}'} |" for key, value in self.metrics.items()
         ]
         extractor_hash = f"hash `{self.extractor_hash}`" if self.extractor_hash else "no hash"
         facts = [
@@ -90,8 +78,9 @@ class Evaluation:
         return "\n".join(["| Metric | Value |", "|---|---|", *rows, "", *facts, *warnings, ""])
 
     def save(self, directory: str | Path) -> None:
-        """Writes `report.json` (the fields of this class) and `report.md` into an existing folder."""
-        (Path(directory) / REPORT_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        """Writes `report.json` (the fields of this class but the names) and `report.md` into an existing folder."""
+        fields = {name: value for name, value in asdict(self).items() if name != "names"}
+        (Path(directory) / REPORT_FILE).write_text(json.dumps(fields, indent=2) + "\n")
         (Path(directory) / MARKDOWN_FILE).write_text(self.to_markdown())
 
     @classmethod
@@ -99,7 +88,7 @@ class Evaluation:
         """Reads what [`save`] wrote.
 
         Raises:
-            ValueError: if there is none, or something else.
+            InputError: if there is none, or something else.
         """
         path = Path(directory) / REPORT_FILE
         try:

@@ -1,180 +1,155 @@
-"""The trade-off between fidelity and diversity, scale by scale (the paper's figures 3 and 4): `diffusers-cg sweep`."""
+"""The trade-off between fidelity and diversity, scale by scale (the paper's figures 3 and 4), of whatever draws images."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
-from diffusers_cg.data import Source, open_images
+from diffusers_cg.data import Source
 from diffusers_cg.data.files import atomic_update
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.errors import InputError, import_extra
-from diffusers_cg.evaluation import FeatureExtractor, MeasuredSet, evaluate, measure
-from diffusers_cg.evaluation.measured_set import MIN_IMAGES
-from diffusers_cg.evaluation.report import REPORT_FILE, metric_names
-from diffusers_cg.generation import (
-    BESIDE_SAMPLES,
-    SavedPipeline,
-    check_classes,
-    generate_to_folder,
-    start_processes,
+from diffusers_cg.evaluation.comparison import evaluate
+from diffusers_cg.evaluation.features import (
+    MIN_IMAGES,
+    AnyExtractor,
+    FeatureExtractor,
+    MeasuredSet,
+    as_extractor,
+    measure,
 )
+from diffusers_cg.evaluation.metrics import METRICS, Metric, metric_names
+from diffusers_cg.evaluation.report import REPORT_FILE
 
 
 SWEEP_FILE, TABLE_FILE = "sweep.json", "table.md"
 BY_SCALE_FILE, TRADE_OFF_FILE = "by_scale.png", "trade_off.png"
-GRID_COLUMNS = 10
+NUM_SHOWN = 10  # images of each cell in the picture of its curve
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """A way to take the steps.
+class Cell:
+    """What one set of samples is drawn with. Cells of the same steps lie on one curve.
 
     Args:
-        name (`"ddpm"` or `"ddim"`): Algorithm 1 or 2.
+        algorithm (`"ddpm"` or `"ddim"`): Algorithm 1 or 2.
         num_inference_steps (`int`): How many.
+        scale (`float`): Of the guidance.
     """
 
-    name: Literal["ddpm", "ddim"]
+    algorithm: Literal["ddpm", "ddim"]
     num_inference_steps: int
+    scale: float
 
-    def __str__(self) -> str:
-        return f"{self.name.upper()} {self.num_inference_steps}"
+    @property
+    def curve(self) -> str:
+        return f"{self.algorithm.upper()} {self.num_inference_steps}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(f"{self.algorithm}_{self.num_inference_steps}") / f"scale_{self.scale:g}"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A point of the curve: what was measured of one sampler at one scale.
+    """A point of a curve: what was measured of a cell's samples.
 
     Args:
-        sampler (`Sampler`), scale (`float`): What the samples were drawn with.
+        cell ([`Cell`]): What they were drawn with.
         metrics (`dict`): As in [`Evaluation`].
     """
 
-    sampler: Sampler
-    scale: float
+    cell: Cell
     metrics: dict[str, float | None]
 
 
 def sweep_to_folder(
     output_dir: str | Path,
-    model: str,
-    reference: Source | MeasuredSet,
-    extractor: FeatureExtractor,
-    scales: Sequence[float],
-    samplers: Sequence[Sampler],
+    draw: Callable[[Cell, Path], tuple[Source, Sequence[Image.Image | np.ndarray]]],
+    cells: Sequence[Cell],
     num_samples: int,
-    classes: Sequence[int] | None = None,
-    random_classes: bool = False,
-    seed: int = 0,
-    batch_size: int = 8,
-    evaluation_batch_size: int = 64,
+    reference: Source | MeasuredSet,
+    extractor: AnyExtractor,
+    batch_size: int = 64,
     cache_dir: str | Path | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: str | None = None,
+    metrics: Sequence[Metric] = METRICS,
+    is_main_process: bool = True,
 ) -> list[Point]:
-    """Draws as many samples with every sampler at every scale, from the same noise, and measures them.
+    """Measures what `draw` draws in every cell, and plots the points as curves.
 
-    Leaves in the folder `SAMPLER_STEPS/scale_SCALE/` with `samples/` and their `report.json`; `table.md`, `sweep.json`;
-    `by_scale.png`, every metric against the scale; `trade_off.png`, precision against recall and the Frechet distance
-    against the Inception Score; and for each sampler `SAMPLER_STEPS.png`, a row of the same images for each scale.
-
-    A call that was stopped goes on, as does one with more scales, samplers or samples. Several processes share the
-    drawing; the main one measures.
+    Leaves in the folder, of every cell, `ALGORITHM_STEPS/scale_SCALE/` with `report.json` and `report.md`; `table.md` and
+    `sweep.json`; `by_scale.png`, every metric against the scale; `trade_off.png`, precision against recall and the
+    Frechet distance against the Inception Score; and for each curve `ALGORITHM_STEPS.png`, a row of the same images for
+    each scale. Reports of an earlier call are kept as long as they are of as many images, the same reference, extractor
+    and metrics.
 
     Args:
-        output_dir (`str` or `Path`): New, or of an earlier call with the same model, classes and seed.
-        model (`str`): Folder or Hub name of a pipeline that draws from noise.
+        output_dir (`str` or `Path`): New, or of an earlier call.
+        draw (callable): Draws the samples of a [`Cell`], whose folder it gets to keep them in, from the same noise in all
+            cells, or finds those that are there. Returns them as [`open_set`] takes them, and the first few as images to
+            look at.
+        cells (sequence of [`Cell`]): Each once, curve by curve.
+        num_samples (`int`): How many images `draw` gives, at least 4.
         reference ([`MeasuredSet`], or as for [`open_set`]): Real images, or statistics of their features.
-        extractor ([`FeatureExtractor`]): What makes the features.
-        scales (sequence of `float`): Each once.
-        samplers (sequence of [`Sampler`]): Each once.
-        num_samples, classes, random_classes, seed, batch_size, dtype, device: As for [`generate_to_folder`].
-        evaluation_batch_size (`int`): Images that the extractor gets at once, at least 1.
+        extractor ([`FeatureExtractor`] or a function): What makes the features.
+        batch_size (`int`): Images that the extractor gets at once, at least 1.
         cache_dir (`str` or `Path`, *optional*): Keeps the features of the reference, as for [`measure`].
+        metrics (sequence of [`Metric`]): What to compute.
+        is_main_process (`bool`): False where this process only helps another to draw: it measures nothing then.
 
     Returns:
-        list of [`Point`]: By sampler, then by scale; on the main process, and nothing on others.
+        list of [`Point`]: In the order of the cells; on the main process, and nothing on others.
 
     Raises:
-        ValueError, TypeError, NotADirectoryError: with one sentence, before anything is computed where that can be told.
+        InputError: with one sentence, before anything is drawn where that can be told.
         MissingExtraError: if matplotlib is not installed.
     """
-    for name, values in (("scales", scales), ("samplers", samplers)):
-        if not values or len(set(values)) < len(values):
-            raise InputError(f"`{name}` must name at least one, each once, got {', '.join(map(str, values))}.")
+    if not cells or len(set(cells)) < len(cells):
+        raise InputError(f"`cells` must be at least one, each once, got {list(cells)}.")
     if num_samples < MIN_IMAGES:
         raise InputError(f"`num_samples` must be at least {MIN_IMAGES} for metrics, got {num_samples}.")
     import_extra("matplotlib.figure", "eval")  # before hours of work, not after
-    stages = {
-        (sampler, scale): SavedPipeline(model, sampler.name, sampler.num_inference_steps, scale, dtype)
-        for sampler in samplers
-        for scale in scales
-    }
-    classes = resolve_classes(stages.values(), classes)
+    extractor = as_extractor(extractor)
 
-    output_dir, processes = Path(output_dir), start_processes()
-    if processes.is_main_process and not isinstance(reference, MeasuredSet):
-        reference = measure(reference, extractor, evaluation_batch_size, cache_dir, progress_bar=True)
-    points = []
-    for (sampler, scale), stage in stages.items():
-        directory = cell_directory(output_dir, sampler, scale)
-        generate_to_folder(
-            directory / "samples",
-            stage,
-            num_samples=num_samples,
-            classes=classes,
-            random_classes=random_classes,
-            seed=seed,
-            batch_size=batch_size,
-            device=device,
-        )
-        if processes.is_main_process:
-            metrics = measure_cell(directory, reference, extractor, num_samples, evaluation_batch_size)
-            points.append(Point(sampler, scale, metrics))
-    if processes.is_main_process:
-        names = metric_names(extractor.name)
+    if is_main_process and not isinstance(reference, MeasuredSet):
+        reference = measure(reference, extractor, batch_size, cache_dir, progress_bar=True)
+    points, rows = [], {}
+    for cell in cells:
+        directory = Path(output_dir) / cell.folder
+        samples, shown = draw(cell, directory)
+        if is_main_process:
+            rows[cell] = shown[:NUM_SHOWN]
+            of_cell = measure_cell(directory, samples, num_samples, reference, extractor, batch_size, metrics)
+            points.append(Point(cell, of_cell))
+    if is_main_process:
+        names = metric_names(extractor.name, metrics)
         with atomic_update(output_dir) as directory:
-            (directory / SWEEP_FILE).write_text(json.dumps([asdict(point) for point in points], indent=2) + "\n")
+            (directory / SWEEP_FILE).write_text(to_json(points))
             (directory / TABLE_FILE).write_text(to_markdown(points, names))
             plot_by_scale(points, names, directory / BY_SCALE_FILE)
             plot_trade_off(points, names, directory / TRADE_OFF_FILE)
-            for sampler in samplers:
-                cells = [cell_directory(output_dir, sampler, scale) for scale in scales]
-                make_grid(cells, scales, str(sampler)).save(directory / f"{cells[0].parent.name}.png")
+            for curve in dict.fromkeys(cell.curve for cell in cells):
+                own = [cell for cell in cells if cell.curve == curve]
+                labels = [f"scale {cell.scale:g}" for cell in own]
+                grid = image_grid([rows[cell] for cell in own], row_labels=labels, title=curve)
+                grid.save(directory / f"{own[0].folder.parent}.png")
     return points
 
 
-def resolve_classes(stages: Collection[SavedPipeline], classes: Sequence[int] | None) -> Sequence[int] | None:
-    """The classes of all stages: those that any of them needs, so that all draw the same images.
-
-    Raises:
-        ValueError, TypeError: where sampling from one of the stages would.
-    """
-    if classes is not None:
-        check_classes(classes)
-    one_of_each = {stage.algorithm: stage for stage in stages}
-    pipes = {sampler: stage.load() for sampler, stage in one_of_each.items()}
-    needed = [stage.needed_classes(pipes[stage.algorithm]) for stage in stages]
-    classes = classes or next((some for some in needed if some is not None), None)
-    for stage in stages:
-        stage.check(pipes[stage.algorithm], classes)
-    return classes
-
-
-def cell_directory(output_dir: Path, sampler: Sampler, scale: float) -> Path:
-    return output_dir / f"{sampler.name}_{sampler.num_inference_steps}" / f"scale_{scale:g}"
-
-
 def measure_cell(
-    directory: Path, reference: MeasuredSet, extractor: FeatureExtractor, num_samples: int, batch_size: int
+    directory: Path,
+    samples: Source,
+    num_samples: int,
+    reference: MeasuredSet,
+    extractor: FeatureExtractor,
+    batch_size: int,
+    metrics: Sequence[Metric],
 ) -> dict[str, float | None]:
-    """The metrics of one cell, kept in its report as long as that is of the same images, reference and extractor."""
+    """The metrics of one cell, kept in its report as long as that is of the same; see [`sweep_to_folder`]."""
     wanted = {
         "reference": asdict(reference.facts),
         "extractor": extractor.name,
@@ -183,16 +158,28 @@ def measure_cell(
     file = directory / REPORT_FILE
     if file.is_file():
         report = json.loads(file.read_text())
-        if report["samples"]["num_images"] == num_samples and wanted.items() <= report.items():
+        is_of_these = report["samples"]["num_images"] == num_samples and wanted.items() <= report.items()
+        if is_of_these and report["metrics"].keys() == {metric.key for metric in metrics}:
             return report["metrics"]
-    samples = open_images(directory / "samples", leave_out=BESIDE_SAMPLES, progress_bar=True)
-    evaluation = evaluate(samples, reference, extractor, batch_size, progress_bar=True)
+    evaluation = evaluate(samples, reference, extractor, batch_size, progress_bar=True, metrics=metrics)
     with atomic_update(directory) as partial:
         evaluation.save(partial)
     return evaluation.metrics
 
 
 # ------------------------------------------------------------------------------------------------------------ for people
+
+
+def to_json(points: Sequence[Point]) -> str:
+    rows = [
+        {
+            "sampler": {"name": point.cell.algorithm, "num_inference_steps": point.cell.num_inference_steps},
+            "scale": point.cell.scale,
+            "metrics": point.metrics,
+        }
+        for point in points
+    ]
+    return json.dumps(rows, indent=2) + "\n"
 
 
 def to_markdown(points: Sequence[Point], names: dict[str, str]) -> str:
@@ -202,7 +189,7 @@ def to_markdown(points: Sequence[Point], names: dict[str, str]) -> str:
         ["sampler", "scale", *(names[name] for name in present)],
         ["---"] * (2 + len(present)),
         *(
-            [str(point.sampler), f"{point.scale:g}", *(f"{point.metrics[name]:.3f}" for name in present)]
+            [point.cell.curve, f"{point.cell.scale:g}", *(f"{point.metrics[name]:.3f}" for name in present)]
             for point in points
         ),
     ]
@@ -210,13 +197,16 @@ def to_markdown(points: Sequence[Point], names: dict[str, str]) -> str:
 
 
 def curves(points: Sequence[Point], *metrics: str) -> dict[str, tuple[list[float], ...]]:
-    """Scales and metrics of every sampler that has all of them."""
+    """Scales and metrics of every curve that has all of them."""
     drawn = {}
-    for sampler in dict.fromkeys(point.sampler for point in points):
-        own = sorted((point for point in points if point.sampler == sampler), key=lambda point: point.scale)
-        columns = [[point.scale for point in own], *([point.metrics[name] for point in own] for name in metrics)]
+    for curve in dict.fromkeys(point.cell.curve for point in points):
+        own = sorted((point for point in points if point.cell.curve == curve), key=lambda point: point.cell.scale)
+        columns = [
+            [point.cell.scale for point in own],
+            *([point.metrics.get(key) for point in own] for key in metrics),
+        ]
         if all(value is not None for column in columns for value in column):
-            drawn[str(sampler)] = tuple(columns)
+            drawn[curve] = tuple(columns)
     return drawn
 
 
@@ -227,7 +217,7 @@ def plot_by_scale(points: Sequence[Point], names: dict[str, str], path: Path) ->
     for axes, name in zip(figure.subplots(1, len(present), squeeze=False)[0], present):
         for label, (scales, values) in curves(points, name).items():
             axes.plot(scales, values, marker="o", label=label)
-        ticks = sorted({point.scale for point in points})
+        ticks = sorted({point.cell.scale for point in points})
         axes.set(title=names[name], xlabel="classifier scale", xscale="symlog")
         axes.set_xticks(ticks, [f"{scale:g}" for scale in ticks])
         axes.minorticks_off()
@@ -251,13 +241,3 @@ def plot_trade_off(points: Sequence[Point], names: dict[str, str], path: Path) -
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=110)
-
-
-def make_grid(cells: Sequence[Path], scales: Sequence[float], title: str) -> Image.Image:
-    """The same few images at every scale, a row each: the first of every class, then the second, and so on."""
-    rows = []
-    for cell in cells:
-        files = [Path(image.name) for image in open_images(cell / "samples", leave_out=BESIDE_SAMPLES)]
-        files = sorted(files, key=lambda file: (file.name, len(file.parent.name), file.parent))
-        rows.append([np.asarray(Image.open(file)) for file in files[:GRID_COLUMNS]])
-    return image_grid(rows, row_labels=[f"scale {scale:g}" for scale in scales], title=title)

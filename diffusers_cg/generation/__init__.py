@@ -8,7 +8,7 @@ from diffusers_cg.generation.sample_folder import (
     check_classes,
     images_to_draw,
 )
-from diffusers_cg.generation.saved_pipeline import SavedPipeline
+from diffusers_cg.generation.saved_pipeline import SavedPipeline, common_classes
 
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "SampleFolder",
     "SavedPipeline",
     "check_classes",
+    "common_classes",
     "draw_images",
     "generate_to_folder",
     "images_to_draw",

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffusers_cg.data import ImageSet, open_images
 from diffusers_cg.data.files import list_files
 from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError
@@ -93,6 +94,15 @@ class SampleFolder:
         """The files of all its images, sorted."""
         beside = {self.path / name for name in BESIDE_SAMPLES}
         return [file for file in list_files(self.path) if file not in beside] if self.path.is_dir() else []
+
+    def open(self) -> ImageSet:
+        """Its images, to be measured."""
+        return open_images(self.path, leave_out=BESIDE_SAMPLES, progress_bar=True)
+
+    def first_images(self, count: int) -> list[np.ndarray]:
+        """A few images to look at, (H, W) or (H, W, C) uint8: the first of every class, then the second, and so on."""
+        files = sorted(self.images(), key=lambda file: (file.name, len(file.parent.name), file.parent))
+        return [np.asarray(Image.open(file)) for file in files[:count]]
 
     def check(self, settings: dict[str, Any], images: Sequence[ImageToDraw]) -> None:
         """Sees whether these images can be drawn here; nothing is written.

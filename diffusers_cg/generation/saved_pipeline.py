@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from diffusers import ModelMixin
 
 from diffusers_cg.diffusion import check_augmentation_level, to_ddim_scheduler, to_ddpm_scheduler
 from diffusers_cg.errors import InputError
+from diffusers_cg.generation.sample_folder import check_classes
 from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
@@ -155,3 +156,20 @@ def check_path(path: str) -> None:
         raise InputError(f"{path} is not the folder of a pipeline (it has no model_index.json).")
     if not folder.exists() and not HUB_NAME.fullmatch(path):
         raise InputError(f"There is no folder {path}: pass that of a saved pipeline, or OWNER/NAME on the Hub.")
+
+
+def common_classes(pipelines: Collection[SavedPipeline], classes: Sequence[int] | None) -> Sequence[int] | None:
+    """Classes to draw by all of some pipelines that differ in algorithm, steps and scale alone: those that any of them needs.
+
+    Raises:
+        InputError: where drawing by one of them would.
+    """
+    if classes is not None:
+        check_classes(classes)
+    one_of_each = {saved.algorithm: saved for saved in pipelines}
+    pipes = {algorithm: saved.load() for algorithm, saved in one_of_each.items()}
+    needed = [saved.needed_classes(pipes[saved.algorithm]) for saved in pipelines]
+    classes = classes or next((some for some in needed if some is not None), None)
+    for saved in pipelines:
+        saved.check(pipes[saved.algorithm], classes)
+    return classes

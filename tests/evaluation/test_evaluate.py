@@ -12,7 +12,10 @@ from tiny_extractor import Thumbnails, mean_colors
 
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation import (
+    METRICS,
+    Evaluation,
     FunctionExtractor,
+    Metric,
     compare,
     evaluate,
     extract_features,
@@ -237,6 +240,60 @@ def test_names_of_metrics_are_inceptions_only_for_inception():
     assert not any(f"| {name} | " in markdown for name in ("FID", "sFID", "Inception Score"))
 
 
+def test_a_metric_of_a_user(tmp_path):
+    """A function and a row: it stands in reports beside the others, or alone."""
+
+    def shift(samples, reference):
+        return np.linalg.norm(samples.mean(axis=0) - reference.mean(axis=0))
+
+    mine = Metric("shift", "Shift of means", shift, needs="pool", better="lower")
+    evaluation = evaluate(SAMPLES, REFERENCE, Thumbnails(), metrics=[*METRICS, mine])
+    one, other = (Thumbnails()(images).pool.mean(axis=0) for images in (SAMPLES, REFERENCE))
+    expected = evaluate(SAMPLES, REFERENCE, Thumbnails()).metrics | {"shift": np.linalg.norm(one - other)}
+    assert evaluation.metrics == pytest.approx(expected, rel=1e-6)
+
+    evaluation.save(tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert list(report) == ["metrics", "samples", "reference", "extractor", "extractor_hash", "warnings"]
+    assert list(report["metrics"]) == ["fid", "sfid", "inception_score", "precision", "recall", "shift"]
+    assert f"| Shift of means | {expected['shift']:.4f} |" in (tmp_path / "report.md").read_text()
+    loaded = Evaluation.load(tmp_path)
+    assert loaded == evaluation
+    assert f"| shift | {expected['shift']:.4f} |" in loaded.to_markdown()  # the file says no more
+
+    sets = [measure(images, Thumbnails()) for images in (SAMPLES, REFERENCE)]
+    assert compare(*sets, metrics=[mine]).metrics == {"shift": evaluation.metrics["shift"]}
+    statistics = save_statistics(tmp_path / "statistics.npz", REFERENCE, "pool")
+    alone = evaluate(SAMPLES, statistics, Thumbnails(), metrics=[mine])
+    assert alone.metrics == {"shift": None}
+    assert "There are statistics alone of the reference: Shift of means needs images." in alone.warnings
+    of_logits = Metric("share", "Share", lambda logits: logits.mean(), "logits", "higher", of_samples_alone=True)
+    without = evaluate(SAMPLES, REFERENCE, mean_colors, metrics=[of_logits])
+    assert without.metrics == {"share": None}
+    assert "mean_colors gives no logits: there is no Share." in without.warnings
+
+
+def test_rows_of_one_function_share_its_call():
+    calls = []
+
+    def both(samples, reference):
+        calls.append((samples.shape, reference.shape))
+        return {"one": 1.0, "other": 2.0}
+
+    rows = [Metric(key, key, both, needs="spatial", better="higher") for key in ("one", "other")]
+    assert evaluate(SAMPLES, REFERENCE, Thumbnails(), metrics=rows).metrics == {"one": 1.0, "other": 2.0}
+    assert calls == [((30, 16), (40, 16))]
+
+
+def test_better_says_where_good_samples_lie():
+    """More images of the reference's kind score better than black ones, by every metric."""
+    good, bad = pixels(40, seed=2) // 2 + 60, np.zeros_like(REFERENCE)
+    good, bad = (evaluate(samples, REFERENCE, Thumbnails()).metrics for samples in (good, bad))
+    for metric in METRICS:
+        difference = good[metric.key] - bad[metric.key]
+        assert difference > 0 if metric.better == "higher" else difference < 0, metric.key
+
+
 def test_an_extractor_of_pool_features_alone():
     evaluation = evaluate(SAMPLES, REFERENCE, load_extractor("tiny_extractor:mean_colors"))
     assert evaluation.metrics["sfid"] is evaluation.metrics["inception_score"] is None
@@ -336,6 +393,8 @@ def test_bad_extractors_from_python():
         evaluate(SAMPLES, REFERENCE, 3)
     with pytest.raises(ValueError, match="array holds images: pass an extractor to measure them with"):
         evaluate(SAMPLES, REFERENCE)
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0."):
+        evaluate(SAMPLES, REFERENCE, Thumbnails(), batch_size=0)
 
 
 @pytest.mark.parametrize("role", ["samples", "reference"])
@@ -372,7 +431,7 @@ def test_bad_extractors(command, files, extractor, said):
         ([], "thumbnails", "`extractor` must be inception or module:function, got 'thumbnails'."),
         (["--inception_weights", "x"], "tiny_extractor:nan", "--inception_weights is for the extractor inception"),
         (["--split", "train"], "tiny_extractor:nan", "--split, --config_name and --image_column are for datasets"),
-        (["--batch_size", 0], "tiny_extractor:nan", "`batch_size` must be at least 1, got 0."),
+        (["--batch_size", 0], "tiny_extractor:nan", "--batch_size: must be greater than 0, got 0"),
     ],
 )
 def test_bad_flags(command, files, argv, extractor, said):

@@ -13,7 +13,7 @@ from diffusers_cg.evaluation import (
     inception_score,
     precision_recall,
 )
-from diffusers_cg.evaluation.precision_recall import BLOCK
+from diffusers_cg.evaluation.metrics import BLOCK
 
 
 EXPECTED = json.loads((DATA / "metrics.json").read_text())

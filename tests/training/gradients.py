@@ -11,6 +11,7 @@ from tiny import with_weights
 from diffusers_cg import GaussianDiffusion
 from diffusers_cg.data import open_folder
 from diffusers_cg.training import train_unet
+from diffusers_cg.training.config import UNetSettings
 from diffusers_cg.training.data import TrainingImages
 from diffusers_cg.training.loop import TrainingLoop, make_accelerator
 
@@ -31,28 +32,26 @@ def record(rank: int, num_processes: int, port: int, data_dir: Path, output_dir:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     timestep_sampler = "uniform" if name in ("uniform", "overflow") else "loss_second_moment"
-    flags = {
-        "train_data_dir": data_dir,
-        "output_dir": output_dir,
-        "resolution": 16,
-        "channels": 1,
-        "base_channels": 32,
-        "channel_multipliers": (1, 2),
-        "layers_per_block": 1,
-        "attention_head_dim": 16,
-        "train_batch_size": batch_size,
-        "total_batch_size": TOTAL,
-        "max_train_steps": STEPS,
-        "timestep_sampler": timestep_sampler,
-        "ddpm_num_steps": NUM_TIMESTEPS,
-        "learning_rate": 1e-6,
-        "max_grad_norm": 0,
-        "checkpointing_steps": STEPS,
-        "logger": "none",
-    }
-    words = [word for name, value in flags.items() for word in (f"--{name}", *str(value).strip("()").split(", "))]
-    args = train_unet.parse_args(words)
-    accelerator = make_accelerator(args)
+    settings = UNetSettings(
+        train_data_dir=data_dir,
+        output_dir=output_dir,
+        resolution=16,
+        channels=1,
+        base_channels=32,
+        channel_multipliers=[1, 2],
+        layers_per_block=1,
+        attention_head_dim=16,
+        train_batch_size=batch_size,
+        total_batch_size=TOTAL,
+        max_train_steps=STEPS,
+        timestep_sampler=timestep_sampler,
+        ddpm_num_steps=NUM_TIMESTEPS,
+        learning_rate=1e-6,
+        max_grad_norm=0,
+        checkpointing_steps=STEPS,
+        logger="none",
+    ).resolve()
+    accelerator = make_accelerator(settings)
     if name == "overflow":
         # as Accelerate sets itself up for fp16 on a GPU; on a CPU it will not, but PyTorch can
         accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
@@ -60,21 +59,21 @@ def record(rank: int, num_processes: int, port: int, data_dir: Path, output_dir:
             accelerator.device.type, init_scale=2.0**40, backoff_factor=2.0**-30, growth_interval=2
         )
     dataset = open_folder(data_dir, "required")
-    images = TrainingImages(dataset, args.resolution, args.channels)
+    images = TrainingImages(dataset, settings.resolution, settings.channels)
     # no layer at zero, so that gradients reach them all
-    unet = with_weights(train_unet.make_unet(args, dataset.class_names))
+    unet = with_weights(train_unet.make_unet(settings, dataset.class_names))
     diffusion = GaussianDiffusion(torch.linspace(1e-3, 0.5, NUM_TIMESTEPS))
 
-    def loss_function(model, batch, timesteps, noise):
-        sample = diffusion.q_sample(batch["clean_images"], noise, timesteps)
+    def loss_function(model, batch, sample, timesteps, noise):
         output = model(sample, timesteps, class_labels=batch["class_labels"]).sample
         loss = F.mse_loss(output[:, :1], noise, reduction="none").flatten(1).mean(dim=1)
         factor = torch.where(batch["draws"] == BAD_DRAW, math.nan, 1.0) if name == "bad" else 1.0
         return {"loss": loss * factor}
 
-    loop = TrainingLoop(
-        args, accelerator, "unet", unet, images, loss_function, None, lambda model, path: model.save_pretrained(path)
-    )
+    def save(model, directory):
+        model.save_pretrained(directory)
+
+    loop = TrainingLoop(settings, accelerator, "unet", unet, images, diffusion, loss_function, None, save)
     if timestep_sampler == "loss_second_moment":
         for number in range(10):
             loop.timestep_sampler.update(torch.arange(NUM_TIMESTEPS), torch.arange(NUM_TIMESTEPS) + number / 10)

@@ -13,7 +13,7 @@ from diffusers_cg.data import open_folder
 from diffusers_cg.diffusion import UniformSampler
 from diffusers_cg.training import export_digits
 from diffusers_cg.training.data import EndlessSampler, TrainingImages, training_loader
-from diffusers_cg.training.draws import draw_timesteps_and_noise
+from diffusers_cg.training.loop import draw_timesteps_and_noise
 
 
 def save_image(path, pixels, **options):

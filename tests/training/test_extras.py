@@ -16,10 +16,10 @@ def test_a_missing_package_is_named_with_its_extra():
 
 
 @pytest.mark.parametrize(
-    ("command", "hidden"),
-    [("export_digits", "sklearn"), ("train_unet --train_data_dir {data}", "datasets")],
+    ("command", "hidden", "extra"),
+    [("export_digits", "sklearn", "train"), ("train_unet --dataset_name {data}", "datasets", "eval")],
 )
-def test_a_command_without_its_extra_says_what_to_install(few_digits, tmp_path, command, hidden):
+def test_a_command_without_its_extra_says_what_to_install(few_digits, tmp_path, command, hidden, extra):
     name, *flags = command.format(data=few_digits).split()
     # a module set to None cannot be imported, as one that is not installed
     script = f"""
@@ -31,5 +31,5 @@ command.main(command.parse_args({[*flags, "--output_dir", str(tmp_path / "output
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: This needs the package {hidden}")
-    assert "pip install 'diffusers-cg[train]'" in done.stderr and "Traceback" not in done.stderr
+    assert f"pip install 'diffusers-cg[{extra}]'" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "output").exists()

@@ -9,7 +9,9 @@ from processes import run_command
 
 from diffusers_cg import ClassifierGuidedDDIMPipeline
 from diffusers_cg.hub.publishing import push_folder
-from diffusers_cg.training.run_facts import told
+from diffusers_cg.training import train_unet
+from diffusers_cg.training.config import UNetSettings
+from diffusers_cg.training.record import told
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +69,41 @@ def test_an_assembled_pipeline_tells_of_all_its_networks(hub, train, classifier,
 
 
 def test_what_is_nobody_else_s_business():
-    typed = "--output_dir /home/me/x --seed 3 --hub_model_id=me/x --push_to_hub --train_data_files"
     address = "https://me:secret@host/a.tar?key=secret"
-    assert told([*typed.split(), address, "b.tar", "--resume_from_checkpoint", "latest", f"--x={address}"]) == [
-        *("--seed", "3", "--train_data_files", "https://host/a.tar", "b.tar", "--x=https://host/a.tar"),
+    typed = [
+        "--output_dir",
+        "/home/me/x",
+        "--seed",
+        "3",
+        "--hub_model_id=me/x",
+        "--push_to_hub",
+        "--no-hub_private_repo",
     ]
+    typed += [
+        "--train_data_files",
+        address,
+        "b.tar",
+        "--resume_from_checkpoint",
+        "latest",
+        f"--dataset_name={address}",
+    ]
+    assert told(train_unet.parse_args(typed)) == [
+        *("--seed", "3", "--train_data_files", "https://host/a.tar", "b.tar", "--dataset_name=https://host/a.tar"),
+    ]
+
+
+def test_settings_made_in_python_tell_the_flags_that_make_them_again(tmp_path):
+    settings = UNetSettings(
+        train_data_dir="images",
+        output_dir=tmp_path,
+        ema_max_decay=[0.99, 0.9],
+        use_ema=True,
+        streaming=False,
+        loss=None,
+    )
+    words = ["--ema_max_decay", "0.99", "0.9", "--use_ema", "--train_data_dir", "images", "--no-streaming"]
+    assert sorted(told(settings.resolve())) == sorted(words)
+    assert train_unet.parse_args([*settings.command_line()]).model_dump() == settings.model_dump()
 
 
 @pytest.mark.parametrize("name", [None, "unet"])

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from diffusers import DDPMScheduler
 from PIL import Image
-from processes import Signal, run_command
+from processes import Signal, run_command, run_function
+from reference import DATA
 from safetensors.torch import load_file
 
 from diffusers_cg import (
@@ -22,11 +24,15 @@ from diffusers_cg import (
     NoisyClassifierModel,
 )
 from diffusers_cg.diffusion import LossSecondMomentSampler
+from diffusers_cg.errors import InputError
+from diffusers_cg.training import train_unet
+from diffusers_cg.training.config import UNetSettings
 
 
 ROOT = Path(__file__).parents[2]
 NUM_IMAGES, BATCH_SIZE = 36, 8
 COMMANDS = ("train_unet", "train_classifier")
+EARLIER = DATA / "earlier_training"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -365,6 +371,62 @@ def test_evaluation_does_not_change_the_training(undisturbed, train, few_digits,
     assert len(list(tmp_path.glob("*/step_*.png"))) == 2
     others = {"without": ("samples", "validation", "logs", "training.json")}  # which tells the flags
     assert_same(contents(tmp_path, **others), contents(undisturbed(name), **others))
+
+
+def test_a_checkpoint_of_an_earlier_version_is_resumed(train, tmp_path):
+    """`tests/data/earlier_training` was left by the scripts of before settings were declared in `training/config.py`."""
+    train(
+        "train_unet",
+        output_dir=tmp_path,
+        resume_from_checkpoint=EARLIER / "checkpoint-2",
+        **{"resolution": 8, "base_channels": 4, "norm_num_groups": 2, "channel_multipliers": (1,)},
+        **{"attention_resolutions": (), "attention_head_dim": 4, "dropout": 0.1, "random_flip": True},
+        **{"center_crop": False, "timestep_sampler": "loss_second_moment", "ddpm_num_steps": 2},
+        **{"ema_max_decay": 0.99, "learning_rate": 1e-3, "lr_scheduler": "linear", "lr_warmup_steps": 1},
+        **{"max_train_steps": 4, "checkpointing_steps": 2},
+    )
+    result, expected = load_file(tmp_path / "unet" / WEIGHTS), load_file(EARLIER / "result.safetensors")
+    assert result.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(result[name], tensor, atol=1e-6), name  # equal on the machine that made them
+    state, earlier = (
+        json.loads((folder / "training_state.json").read_text())
+        for folder in (tmp_path / "checkpoint-4", EARLIER / "checkpoint-2")
+    )
+    assert state == {**earlier, "global_step": 4}
+
+
+# --------------------------------------------------------------------------------------------------------- from Python
+
+
+def test_a_training_started_in_python_is_that_of_its_command_line(undisturbed, few_digits, tmp_path):
+    settings = {**TINY, **RESUMABLE, "train_data_dir": few_digits, "output_dir": tmp_path / "output"}
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    ended = run_function(train_unet.train, UNetSettings(**settings), log=tmp_path / "log")
+    assert ended.status == 0, ended.output
+    others = {"without": ("training.json",)}  # which orders the flags as they are declared
+    assert_same(contents(tmp_path / "output", **others), contents(undisturbed("train_unet"), **others))
+    typed, made = (
+        json.loads((folder / "training.json").read_text())["unet"]
+        for folder in (undisturbed("train_unet"), tmp_path / "output")
+    )
+    again = [record.pop("arguments")[3:] for record in (typed, made)]
+    assert typed == made
+    typed, made = (train_unet.parse_args([*words, "--output_dir", "output"]).model_dump() for words in again)
+    assert typed == made
+
+
+def test_what_a_training_started_in_python_refuses_it_raises(few_digits, tmp_path):
+    with pytest.raises(InputError, match="--seed: must be greater than or equal to 0, got -1"):
+        UNetSettings(output_dir=tmp_path, seed=-1)
+    with pytest.raises(InputError, match="Pass one of --train_data_dir"):
+        train_unet.train(UNetSettings(output_dir=tmp_path))
+    with pytest.raises(InputError, match="no customary architecture for --resolution 20"):
+        train_unet.train(UNetSettings(output_dir=tmp_path / "output", train_data_dir=few_digits, resolution=20))
+    assert not (tmp_path / "output").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ full disk
 
 
 def assert_same(actual, expected):

@@ -146,19 +146,17 @@ def test_validation_fraction_that_leaves_nothing(refusal, fraction):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"train_batch_size": 0}, "--train_batch_size must be greater than 0, got 0."),
-        ({"learning_rate": "nan"}, "--learning_rate must be greater than 0, got nan."),
-        ({"checkpointing_steps": -1}, "--checkpointing_steps must be at least 0, got -1."),
-        ({"dropout": 1.0}, "--dropout must lie in [0, 1), got 1.0."),
+        ({"train_batch_size": 0}, "--train_batch_size: must be greater than 0, got 0."),
+        ({"learning_rate": "nan"}, "--learning_rate: must be greater than 0, got nan."),
+        ({"checkpointing_steps": -1}, "--checkpointing_steps: must be greater than or equal to 0, got -1."),
+        ({"dropout": 1.0}, "--dropout: must be less than 1, got 1.0."),
         ({"resolution": 20, "channel_multipliers": None}, "no customary architecture for --resolution 20"),
         ({"resolution": 15}, "multiples of 2"),
         ({"attention_resolutions": (4,)}, "`attention_resolutions` names [4]"),
-        ({"lr_scheduler": "wavy"}, "wavy"),
         ({"lr_warmup_steps": 5}, "--lr_scheduler constant knows no --lr_warmup_steps: pass constant_with_warmup."),
-        ({"ddpm_beta_schedule": "wavy"}, "wavy"),
-        ({"logger": "wavy"}, "wavy"),
-        ({"max_grad_norm": -1}, "--max_grad_norm must be at least 0, got -1.0."),
-        ({"ema_max_decay": (0.9, 1.0)}, "--ema_max_decay must lie in [0, 1), got 1.0."),
+        ({"max_grad_norm": -1}, "--max_grad_norm: must be greater than or equal to 0, got -1.0."),
+        ({"adam_beta2": 1.0}, "--adam_beta2: must be less than 1, got 1.0."),
+        ({"ema_max_decay": (0.9, 1.0)}, "--ema_max_decay: must be less than 1, got 1.0."),
         (
             {"total_batch_size": 12},
             "--total_batch_size 12 is no multiple of 8, the images of --train_batch_size 8 on 1 ",
@@ -166,11 +164,34 @@ def test_validation_fraction_that_leaves_nothing(refusal, fraction):
         ({"loss": "simple"}, "The loss 'simple' does not train a learned variance"),
         ({"loss": "hybrid", "learn_variance": False}, "The loss 'hybrid' trains a learned variance"),
         ({"loss": "kl", "lambda_vlb": 0.1}, "--lambda_vlb is for --loss rescaled_hybrid, not kl"),
+        ({"logger": "wandb"}, "--logger wandb is not installed: install it, or pass --logger none."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
 def test_flags_that_cannot_be_meant(refusal, flags, said):
     assert said in refusal("train_unet", **flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"lr_scheduler": "wavy"},
+        {"ddpm_beta_schedule": "wavy"},
+        {"logger": "wavy"},
+        {"mixed_precision": "wavy"},
+        {"preset": "wavy"},
+        {"train_batch_size": "wavy"},
+        {"wavy": 1},
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_words_that_no_flag_takes(tiny_flags, tmp_path, flags):
+    argv = tiny_flags(output_dir=tmp_path / "output", **flags)
+    ended = run_command("train_unet", *argv, log=tmp_path / "log")
+    assert ended.status == 2 and "Traceback" not in ended.output
+    (name,) = flags
+    assert "wavy" in ended.output and f"--{name}" in ended.output
+    assert not (tmp_path / "output").exists()
 
 
 @pytest.mark.parametrize("name", ["train_unet", "train_classifier"])

@@ -14,7 +14,7 @@ from diffusers_cg import ADMUNet2DModel, ClassifierGuidedSuperResolutionPipeline
 from diffusers_cg.data import open_folder
 from diffusers_cg.data.images import downscale
 from diffusers_cg.training.data import TrainingImages
-from diffusers_cg.training.draws import draw_low_res_augmentation
+from diffusers_cg.training.train_unet import draw_low_res_augmentation
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -133,11 +133,11 @@ def test_resume_with_another_low_resolution_is_refused(trained, train, tmp_path)
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ({"low_res_size": 0}, "--low_res_size must lie in 1..16 (--resolution), got 0."),
+        ({"low_res_size": 0}, "--low_res_size: must be greater than 0, got 0."),
         ({"low_res_size": 17}, "--low_res_size must lie in 1..16 (--resolution), got 17."),
         ({"low_res_noise": 0.1}, "--low_res_noise is for upsamplers: pass --low_res_size, too."),
-        ({"low_res_size": 8, "low_res_blur": -1}, "--low_res_blur must be at least 0, got -1.0."),
-        ({"low_res_size": 8, "low_res_noise": "nan"}, "--low_res_noise must be at least 0, got nan."),
+        ({"low_res_size": 8, "low_res_blur": -1}, "--low_res_blur: must be greater than or equal to 0, got -1.0."),
+        ({"low_res_size": 8, "low_res_noise": "nan"}, "--low_res_noise: must be a finite number, got nan."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )

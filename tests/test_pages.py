@@ -1,0 +1,114 @@
+"""What README and docs/ show is what works: their Python runs, and the flags, numbers and links that they name exist."""
+
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from reference import DATA
+
+from diffusers_cg.models.presets import PRESETS
+from diffusers_cg_cli import COMMANDS as CLI_COMMANDS
+from diffusers_cg_cli.settings import parse
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+NEEDS_FILES = r"adm-256|\.pt\"|seven.png"  # OpenAI's, or a trained pipeline
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+COMMANDS = [
+    command.replace("\\\n", " ")
+    for page in PAGES.values()
+    for block in blocks(page, "bash")
+    for command in re.findall(r"(?:[^\n\\]|\\\n)+", block)
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_that_needs_no_other_files_runs_in_order(page, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runnable = [block for block in blocks(PAGES[page], "python") if not re.search(NEEDS_FILES, block)]
+    names = {}
+    for block in runnable:
+        # fewer steps, to be quick
+        exec(re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", block), names)
+        if "images" in names:
+            assert names.pop("images")[0].size == (16, 16)
+    if page == "README.md":
+        assert len(runnable) >= 5
+        assert (tmp_path / "my-pipeline" / "model_index.json").is_file()
+
+
+def test_the_guidance_of_the_readme_guides(hub, tmp_path, monkeypatch):
+    """Its energy pulls the mean brightness of the images, each, to the value that it names."""
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    first, *_, guidance = [
+        block for block in blocks(PAGES["README.md"], "python") if block.count("def dark") or "DIGITS," in block
+    ]
+    exec(re.sub(r"num_inference_steps=\d+", "num_inference_steps=2", first), names)
+    exec(guidance.partition("pipe = ")[0], names)
+    pipe = names["ClassifierGuidedDDIMPipeline"].from_pretrained(names["DIGITS"])
+    pipe.set_progress_bar_config(disable=True)
+    options = {"class_labels": [3, 7], "num_inference_steps": 25, "classifier_scale": 0.0, "output_type": "latent"}
+    pulled, left = (
+        pipe(guidance=each, generator=names["torch"].manual_seed(0), **options).images.mean(dim=(1, 2, 3))
+        for each in (names["dark"], None)
+    )
+    assert ((pulled + 0.9).abs() < 0.5 * (left + 0.9).abs()).all()
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if re.search(r"\btraining/\w+\.py", command)])
+def test_training_commands_parse(command):
+    words = shlex.split(command)
+    (script,) = [word for word in words if word.startswith("training/")]
+    module = importlib.import_module(f"diffusers_cg.training.{Path(script).stem}")
+    module.parse_args(words[words.index(script) + 1 :])
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if re.search(r"diffusers[-_]cg ", line)])
+def test_commands_parse(command):
+    """Their values, too: a number out of bounds or a choice that there is not would be refused."""
+    words = shlex.split(command, comments=True)
+    (start,) = [number for number, word in enumerate(words) if word in ("diffusers-cg", "diffusers_cg")]
+    settings_class, _ = CLI_COMMANDS[words[start + 1]]
+    parse(settings_class, words[start + 2 :])
+
+
+def test_the_table_of_checkpoints_is_the_code_s():
+    """Parameters are those of the released files, and what is said of each is what the presets say."""
+    table = (ROOT / "docs" / "checkpoints.md").read_text()
+    rows = re.findall(
+        r"^\| (`[^|]+`) \| ([\d,]+) \|([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)\|$", table, flags=re.MULTILINE
+    )
+    stated = {
+        name: [cell.strip() for cell in cells] for names, *cells in rows for name in re.findall(r"`(\w+)`", names)
+    }
+    assert stated.keys() == PRESETS.keys()
+    for name, (parameters, kind, schedule, steps, ddpm_scale, ddim_scale) in stated.items():
+        preset = PRESETS[name]
+        manifest = json.loads((DATA / "manifests" / f"{name}.json").read_text())
+        assert int(parameters.replace(",", "")) == manifest["parameters"]
+        classes = preset.architecture.get("num_class_embeds", preset.architecture.get("num_classes"))
+        assert kind.endswith("1,000 classes" if classes else "unconditional"), name
+        assert (preset.low_res_size is not None) == kind.startswith("upsampling")
+        if preset.kind == "classifier":
+            continue
+        assert schedule == {"linear": "linear", "squaredcos_cap_v2": "cosine"}[preset.beta_schedule]
+        assert int(steps) == preset.ddpm_num_inference_steps
+        if ddpm_scale != "no classifier":
+            assert float(ddpm_scale) == preset.ddpm_classifier_scale
+            assert float(ddim_scale.split()[0]) == preset.ddim_classifier_scale
+
+
+@pytest.mark.parametrize("page", [*PAGES, "benchmarks/README.md"])
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / page).read_text()):
+        assert ((ROOT / page).parent / target).exists(), target
