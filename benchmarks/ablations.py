@@ -12,7 +12,6 @@ within their spread is noise.
 A run that was stopped goes on with the variants that are missing (`results.json`); `table.md` holds what is there.
 """
 
-import argparse
 import json
 import os
 import re
@@ -26,10 +25,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from digits_judge import RESOLUTION, DigitsJudge, real_digits
+from pydantic import PositiveFloat, PositiveInt
 
 from diffusers_cg import ClassifierGuidedDDIMPipeline
 from diffusers_cg.data.images import resize_and_crop
+from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation import feature_statistics, frechet_distance
+from diffusers_cg_cli.command import command
+from diffusers_cg_cli.settings import Settings, parse
 
 
 TRAINING = Path(__file__).parents[1] / "training"
@@ -72,14 +75,16 @@ TABLES = {
 }
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cpu_seconds", type=float, default=300, help="Processor time of every training.")
-    parser.add_argument("--num_samples", type=int, default=1000, help="Images per variant.")
-    parser.add_argument("--num_inference_steps", type=int, default=25, help="DDIM steps.")
-    parser.add_argument("--num_seeds", type=int, default=2, help="Trainings of the baseline.")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    return parser.parse_args()
+class AblationSettings(Settings):
+    cpu_seconds: PositiveFloat = 300
+    """Processor time of every training."""
+    num_samples: PositiveInt = 1000
+    """Images per variant."""
+    num_inference_steps: PositiveInt = 25
+    """DDIM steps."""
+    num_seeds: PositiveInt = 2
+    """Trainings of the baseline."""
+    output_dir: Path
 
 
 def run_name(flags: tuple[str, ...], seed: int) -> str:
@@ -92,7 +97,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def train(args: argparse.Namespace, flags: tuple[str, ...], seed: int, folder: Path) -> int:
+def train(args: AblationSettings, flags: tuple[str, ...], seed: int, folder: Path) -> int:
     """Trains for the time given into a pipeline at `folder`, and returns the number of steps."""
     words = f"{COMMON} {' '.join(flags)}".split()
     data = ["--train_data_dir", args.output_dir / "digits" / "train", "--seed", seed, "--output_dir", folder]
@@ -113,7 +118,7 @@ def train(args: argparse.Namespace, flags: tuple[str, ...], seed: int, folder: P
 
 
 @torch.no_grad()
-def draw(args: argparse.Namespace, folder: Path) -> np.ndarray:
+def draw(args: AblationSettings, folder: Path) -> np.ndarray:
     """Digits (N, 16, 16, 1) in [0, 1], enlarged as the real ones are for the judge."""
     pipe = ClassifierGuidedDDIMPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
@@ -128,7 +133,7 @@ def draw(args: argparse.Namespace, folder: Path) -> np.ndarray:
     )
 
 
-def format_tables(args: argparse.Namespace, results: dict[str, dict]) -> str:
+def format_tables(args: AblationSettings, results: dict[str, dict]) -> str:
     lines = []
     for title, variants in TABLES.items():
         lines += [
@@ -154,14 +159,14 @@ def format_tables(args: argparse.Namespace, results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    args = parse_args()
+@command
+def main(args: AblationSettings) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "results.json"
     settings = {name: getattr(args, name) for name in ("cpu_seconds", "num_samples", "num_inference_steps")}
     stored = json.loads(path.read_text()) if path.exists() else {"settings": settings, "results": {}}
     if stored["settings"] != settings:
-        raise SystemExit(f"error: {args.output_dir} holds results of other settings ({path}).")
+        raise InputError(f"{args.output_dir} holds results of other settings ({path}).")
     digits = args.output_dir / "digits"
     subprocess.run([sys.executable, str(TRAINING / "export_digits.py"), "--output_dir", str(digits)], check=True)
 
@@ -189,4 +194,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse(AblationSettings, description=__doc__))

@@ -8,6 +8,7 @@ prints the largest difference of a pixel in [-1, 1], over all eight images, for 
 import torch
 
 from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
+from diffusers_cg.generation import draw_images
 
 
 BATCH_SIZE = 8
@@ -24,16 +25,21 @@ def main() -> None:
             pipe = pipeline_class.from_pretrained(DIGITS, unet=unet)
             pipe.set_progress_bar_config(disable=True)
 
-            def draw(numbers, pipe=pipe):
-                return pipe(
-                    class_labels=list(numbers),
-                    classifier_scale=3.0,
-                    generator=[torch.Generator().manual_seed(number) for number in numbers],
-                    output_type="latent",
-                ).images
-
-            together = draw(range(BATCH_SIZE))
-            alone = torch.cat([draw([number]) for number in range(BATCH_SIZE)])
+            alone, together = (
+                torch.cat(
+                    list(
+                        draw_images(
+                            pipe,
+                            range(BATCH_SIZE),
+                            [torch.Generator().manual_seed(number) for number in range(BATCH_SIZE)],
+                            batch_size,
+                            classifier_scale=3.0,
+                            output_type="latent",
+                        )
+                    )
+                )
+                for batch_size in (1, BATCH_SIZE)
+            )
             steps = pipe.num_timesteps
             print(f"| {unet_name} | {sampler_name} {steps} | {(together - alone).abs().max():.1e} |", flush=True)
 

@@ -6,7 +6,6 @@ makes a file of random numbers in the layout of one of OpenAI's released checkpo
 it in a process of its own, and prints that process's peak memory in units of the file's size.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -14,21 +13,22 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
+
+from diffusers_cg_cli.settings import Settings, parse
 
 
 MANIFESTS = Path(__file__).parents[1] / "tests" / "data" / "manifests"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--checkpoint", default="64x64_diffusion", choices=sorted(path.stem for path in MANIFESTS.iterdir())
-    )
-    parser.add_argument("--dtype", default="fp32", choices=("fp32", "fp16", "bf16"))
-    args = parser.parse_args()
+class ConversionSettings(Settings):
+    checkpoint: Literal[tuple(sorted(path.stem for path in MANIFESTS.iterdir()))] = "64x64_diffusion"
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
 
+
+def main(args: ConversionSettings) -> None:
     shapes = json.loads((MANIFESTS / f"{args.checkpoint}.json").read_text())["shapes"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{args.checkpoint}.pt"
@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse(ConversionSettings, description=__doc__))

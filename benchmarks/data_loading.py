@@ -8,7 +8,6 @@ them as the training scripts do (decoded, randomly cropped to `--resolution`, in
 steps of the paper's classifier at that resolution.
 """
 
-import argparse
 import io
 import json
 import tarfile
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from sklearn.datasets import load_sample_images
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -30,6 +30,7 @@ from diffusers_cg.data import open_dataset, open_folder
 from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.training.data import TrainingImages, training_loader
 from diffusers_cg_cli.command import command
+from diffusers_cg_cli.settings import Settings, parse
 
 
 NUM_CLASSES = 10
@@ -38,17 +39,19 @@ IMAGES_PER_SHARD = 1000
 WARM_UP_BATCHES = 4
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True, help="For the images and the report.")
-    parser.add_argument("--num_images", type=int, default=10_000)
-    parser.add_argument("--resolution", type=int, nargs="+", default=[64, 256], help="What the images are cropped to.")
-    parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=20, help="How long each loader is timed.")
-    parser.add_argument("--train_steps", type=int, default=3, help="Training steps timed, of 8 images.")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+class LoadingSettings(Settings):
+    output_dir: Path
+    """For the images and the report."""
+    num_images: PositiveInt = 10_000
+    resolution: list[PositiveInt] = [64, 256]
+    """What the images are cropped to."""
+    num_workers: list[NonNegativeInt] = [0, 1, 2]
+    batch_size: PositiveInt = 32
+    seconds: PositiveFloat = 20
+    """How long each loader is timed."""
+    train_steps: PositiveInt = 3
+    """Training steps timed, of 8 images."""
+    seed: NonNegativeInt = 0
 
 
 def make_jpeg(photographs: list[Image.Image], rng: np.random.Generator) -> bytes:
@@ -117,7 +120,7 @@ def table(rows: Iterable[tuple], *head: str) -> str:
 
 
 @command
-def main(args: argparse.Namespace) -> None:
+def main(args: LoadingSettings) -> None:
     data = args.output_dir / f"images_{args.num_images}_{args.seed}"
     if not data.exists():
         with atomic_directory(data) as partial:
@@ -152,4 +155,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    main(parse(LoadingSettings, description=__doc__))

@@ -7,7 +7,6 @@ pairs of digits drawn at 4x4 pixels and upsampled to 16x16, and a table of how o
 that was asked for.
 """
 
-import argparse
 import time
 from pathlib import Path
 
@@ -16,9 +15,11 @@ import torch
 from digits_cascade import load_upsampler
 from digits_judge import DigitsJudge
 from PIL import Image
+from pydantic import NonNegativeInt
 
 from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
 from diffusers_cg.data.grids import image_grid
+from diffusers_cg_cli.settings import Settings, parse
 
 
 SCALES = (0.0, 1.0, 3.0, 10.0)
@@ -27,15 +28,13 @@ CASCADE_PAIRS = 3
 SAMPLERS = {"DDIM": (ClassifierGuidedDDIMPipeline, 25), "DDPM": (ClassifierGuidedDDPMPipeline, 100)}
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("demo"), help="Where pictures and table go.")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+class DemoSettings(Settings):
+    output_dir: Path = Path("demo")
+    """Where pictures and table go."""
+    seed: NonNegativeInt = 0
 
 
-def main() -> None:
-    args = parse_args()
+def main(args: DemoSettings) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     judge = DigitsJudge()
@@ -116,4 +115,4 @@ def cascade(seed: int) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse(DemoSettings, description=__doc__))

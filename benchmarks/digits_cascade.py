@@ -10,7 +10,6 @@ writes two tables to `table.md` and the pictures `upsampled.png` and `generated.
 `--single_stage` names a unet that trained as long as the stack (`training/recipes/digits_cascade.sh` makes one).
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from diffusers import DDIMScheduler
 from digits_judge import DigitsJudge, real_digits
 from digits_table4 import NUM_CLASSES, format_row, measure
 from PIL import Image
+from pydantic import PositiveInt
 
 from diffusers_cg import (
     DIGITS,
@@ -27,19 +27,23 @@ from diffusers_cg import (
     NoisyClassifierModel,
 )
 from diffusers_cg.data.grids import image_grid
+from diffusers_cg.generation import draw_images
+from diffusers_cg_cli.command import command
+from diffusers_cg_cli.settings import Settings, parse
 
 
 STEPS = 25
 SCALES = (0.0, 1.0, 3.0)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--single_stage", type=Path, help="Output folder of train_unet.py at 16x16 to compare with.")
-    parser.add_argument("--num_samples", type=int, default=1000, help="Generated images per row.")
-    parser.add_argument("--batch_size", type=int, default=100, help="Changes the speed, not the images.")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    return parser.parse_args()
+class CascadeSettings(Settings):
+    single_stage: Path | None = None
+    """Output folder of train_unet.py at 16x16 to compare with."""
+    num_samples: PositiveInt = 1000
+    """Generated images per row."""
+    batch_size: PositiveInt = 100
+    """Changes the speed, not the images."""
+    output_dir: Path
 
 
 def load_upsampler() -> ClassifierGuidedSuperResolutionPipeline:
@@ -54,21 +58,10 @@ def load_upsampler() -> ClassifierGuidedSuperResolutionPipeline:
 
 def draw(pipe, labels: np.ndarray, scale: float, batch_size: int, low: np.ndarray | None = None) -> np.ndarray:
     """Images (N, H, W, 1) in [0, 1]; image k is drawn from seed k."""
-    images = []
-    for first in range(0, len(labels), batch_size):
-        part = slice(first, first + batch_size)
-        pipe.set_progress_bar_config(desc=f"scale {scale:g}, image {first} of {len(labels)}", leave=False)
-        images.append(
-            pipe(
-                class_labels=labels[part].tolist(),
-                num_inference_steps=STEPS,
-                classifier_scale=scale,
-                generator=[torch.Generator().manual_seed(first + k) for k in range(len(labels[part]))],
-                output_type="np",
-                **({} if low is None else {"image": low[part]}),
-            ).images
-        )
-    return np.concatenate(images)
+    pipe.set_progress_bar_config(desc=f"{len(labels)} images, scale {scale:g}", leave=False)
+    generators = (torch.Generator().manual_seed(k) for k in range(len(labels)))
+    call = {"num_inference_steps": STEPS, "classifier_scale": scale, "output_type": "np"}
+    return np.concatenate(list(draw_images(pipe, labels.tolist(), generators, batch_size, low, **call)))
 
 
 def resize(images: np.ndarray, side: int, resample: Image.Resampling) -> np.ndarray:
@@ -81,8 +74,8 @@ def resize(images: np.ndarray, side: int, resample: Image.Resampling) -> np.ndar
     )[..., None].clip(0, 1)
 
 
-def main() -> None:
-    args = parse_args()
+@command
+def main(args: CascadeSettings) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     judge, splits = DigitsJudge(), real_digits()
     real, labels = splits["test"]
@@ -140,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse(CascadeSettings, description=__doc__))

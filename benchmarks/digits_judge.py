@@ -11,8 +11,8 @@ from PIL import Image
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.svm import SVC
 
+from diffusers_cg.data.images import resize_and_crop
 from diffusers_cg.evaluation import Features
-from diffusers_cg.training.data import resize_and_crop
 from diffusers_cg.training.export_digits import split_digits
 
 

@@ -12,17 +12,24 @@ that are missing; another setting needs another folder. Two processes may share 
 `--unets conditional`, the other with `--unets unconditional`; a third run without the flag then makes the table.
 """
 
-import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from digits_judge import DigitsJudge, real_digits
 from matplotlib.figure import Figure
+from pydantic import NonNegativeInt, PositiveInt
 
 from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
+from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation import feature_statistics, frechet_distance, precision_recall
+from diffusers_cg.generation import draw_images
+from diffusers_cg.pipelines import ClassifierGuidedPipeline
+from diffusers_cg_cli.command import command
+from diffusers_cg_cli.settings import Settings, parse
 
 
 PIPELINES = {"ddpm": ClassifierGuidedDDPMPipeline, "ddim": ClassifierGuidedDDIMPipeline}
@@ -31,45 +38,48 @@ NUM_CLASSES = 10
 COLUMNS = ("judged", "precision", "recall", "frechet_distance")
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=DIGITS, help="Folder that the digits recipe assembled.")
-    parser.add_argument("--scales", type=float, nargs="+", default=[0, 1, 3, 10], help="Columns of the table.")
-    parser.add_argument("--unets", choices=UNETS, nargs="+", default=list(UNETS), help="Rows of the table.")
-    parser.add_argument("--num_samples", type=int, default=1000, help="Images per cell.")
-    parser.add_argument("--sampler", choices=PIPELINES, default="ddpm")
-    parser.add_argument("--num_inference_steps", type=int, default=100)
-    parser.add_argument("--batch_size", type=int, default=100, help="Changes the speed, not the images.")
-    parser.add_argument("--seed", type=int, default=0, help="Image k is drawn from seed + k.")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    return parser.parse_args()
+class Table4Settings(Settings):
+    model: Path = DIGITS
+    """Folder that the digits recipe assembled."""
+    scales: list[float] = [0, 1, 3, 10]
+    """Columns of the table."""
+    unets: list[Literal["conditional", "unconditional"]] = ["conditional", "unconditional"]
+    """Rows of the table."""
+    num_samples: PositiveInt = 1000
+    """Images per cell."""
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    num_inference_steps: PositiveInt = 100
+    batch_size: PositiveInt = 100
+    """Changes the speed, not the images."""
+    seed: NonNegativeInt = 0
+    """Image k is drawn from seed + k."""
+    output_dir: Path
 
 
-def draw_cell(args: argparse.Namespace, unet_name: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 16, 16, 1) uint8 and the labels (N,) that they were asked for, kept in a file."""
-    path = args.output_dir / f"{unet_name}_{scale:g}.npz"
+def draw_cell(
+    path: Path,
+    pipe: ClassifierGuidedPipeline,
+    labels: np.ndarray,
+    seeds: Iterable[int],
+    batch_size: int,
+    scale: float,
+    num_inference_steps: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 16, 16, 1) uint8, each from its own seed, and the labels (N,) that they were asked for, kept in a file."""
     if path.exists():
         with np.load(path) as cell:
             return cell["arr_0"], cell["arr_1"]
-    unet = ADMUNet2DModel.from_pretrained(args.model, subfolder=UNETS[unet_name])
-    pipe = PIPELINES[args.sampler].from_pretrained(args.model, unet=unet)
-    labels = np.arange(args.num_samples) % NUM_CLASSES
-    images = []
-    for first in range(0, args.num_samples, args.batch_size):
-        numbers = range(first, min(first + args.batch_size, args.num_samples))
-        pipe.set_progress_bar_config(
-            desc=f"{unet_name}, scale {scale:g}, image {first} of {args.num_samples}", leave=False
-        )
-        images.append(
-            pipe(
-                class_labels=labels[numbers.start : numbers.stop].tolist(),
-                num_inference_steps=args.num_inference_steps,
-                classifier_scale=scale,
-                generator=[torch.Generator().manual_seed(args.seed + number) for number in numbers],
-                output_type="np",
-            ).images
-        )
-    images = (np.concatenate(images) * 255).round().astype(np.uint8)
+    pipe.set_progress_bar_config(desc=path.stem, leave=False)
+    batches = draw_images(
+        pipe,
+        labels.tolist(),
+        (torch.Generator().manual_seed(seed) for seed in seeds),
+        batch_size,
+        num_inference_steps=num_inference_steps,
+        classifier_scale=scale,
+        output_type="np",
+    )
+    images = (np.concatenate(list(batches)) * 255).round().astype(np.uint8)
     partial = path.with_suffix(".partial.npz")
     np.savez_compressed(partial, arr_0=images, arr_1=labels)
     partial.rename(path)
@@ -87,8 +97,8 @@ def measure(judge: DigitsJudge, reference: np.ndarray, images: np.ndarray, label
     }
 
 
-def main() -> None:
-    args = parse_args()
+@command
+def main(args: Table4Settings) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     settings_file = args.output_dir / "settings.json"
     settings = {
@@ -96,18 +106,22 @@ def main() -> None:
         **{name: getattr(args, name) for name in ("num_samples", "sampler", "num_inference_steps", "seed")},
     }
     if settings_file.exists() and json.loads(settings_file.read_text()) != settings:
-        raise SystemExit(f"error: {args.output_dir} holds samples of other settings ({settings_file}).")
+        raise InputError(f"{args.output_dir} holds samples of other settings ({settings_file}).")
     settings_file.write_text(json.dumps(settings, indent=2) + "\n")
 
     judge = DigitsJudge()
     real = real_digits()
     reference = judge.features(real["train"][0])
-    cells = {
-        (unet_name, scale): measure(judge, reference, images / 255.0, labels)
-        for unet_name in args.unets
-        for scale in args.scales
-        for images, labels in [draw_cell(args, unet_name, scale)]
-    }
+    asked = np.arange(args.num_samples) % NUM_CLASSES
+    cells = {}
+    for name in args.unets:
+        unet = ADMUNet2DModel.from_pretrained(args.model, subfolder=UNETS[name])
+        pipe = PIPELINES[args.sampler].from_pretrained(args.model, unet=unet)
+        for scale in args.scales:
+            path = args.output_dir / f"{name}_{scale:g}.npz"
+            seeds = range(args.seed, args.seed + args.num_samples)
+            images, labels = draw_cell(path, pipe, asked, seeds, args.batch_size, scale, args.num_inference_steps)
+            cells[name, scale] = measure(judge, reference, images / 255.0, labels)
     held_out = measure(judge, reference, *real["test"])
 
     rows = [
@@ -156,4 +170,4 @@ def plot(cells: dict[tuple[str, float], dict[str, float]], path: Path, title: st
 
 
 if __name__ == "__main__":
-    main()
+    main(parse(Table4Settings, description=__doc__))

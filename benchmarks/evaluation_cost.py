@@ -8,7 +8,6 @@ the features (0.46 GiB) with it. Core time adds up the cores: it tells how much 
 the features cost to make depends on the device, and is not in it.
 """
 
-import argparse
 import multiprocessing
 import os
 import resource
@@ -16,6 +15,9 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
+from pydantic import PositiveInt
+
+from diffusers_cg_cli.settings import Settings, parse
 
 
 def features(num_images: int, width: int, seed: int) -> np.ndarray:
@@ -36,13 +38,13 @@ def measure(metric: str, num_samples: int, num_reference: int, width: int) -> tu
     return seconds, core_seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_samples", type=int, default=50_000)
-    parser.add_argument("--num_reference", type=int, default=10_000)
-    parser.add_argument("--width", type=int, default=2048)
-    args = parser.parse_args()
+class CostSettings(Settings):
+    num_samples: PositiveInt = 50_000
+    num_reference: PositiveInt = 10_000
+    width: PositiveInt = 2048
 
+
+def main(args: CostSettings) -> None:
     sizes = (args.num_samples, args.num_reference, args.width)
     print(f"{args.num_samples} samples, {args.num_reference} reference images, {args.width} features; ", end="")
     print(
@@ -57,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse(CostSettings, description=__doc__))

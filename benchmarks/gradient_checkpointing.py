@@ -10,37 +10,41 @@ peak, which holds weights and gradients): it is extrapolated unless a row of tha
 exceed `--limit` GiB is not run.
 """
 
-import argparse
-import os
-import subprocess
-import sys
+import multiprocessing
+import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
+from pydantic import PositiveFloat, PositiveInt
 
 from diffusers_cg import ADMUNet2DModel, GaussianDiffusion
 from diffusers_cg.diffusion import training_losses
 from diffusers_cg.models.presets import PRESETS
+from diffusers_cg_cli.settings import Settings, parse
 
 
 CHECKPOINT = "64x64_diffusion"
 ADAM_BYTES = 8  # per parameter: two averages in float32
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--memory", type=float, default=20.0, help="GiB that a training may take.")
-    parser.add_argument("--limit", type=float, default=16.0, help="GiB that a process of this benchmark may take.")
-    parser.add_argument("--step", nargs=3, metavar=("BATCH", "CHECKPOINTING", "FILE"), help=argparse.SUPPRESS)
-    return parser.parse_args()
+class CheckpointingSettings(Settings):
+    batch_sizes: list[PositiveInt] = [1, 2, 4, 8]
+    memory: PositiveFloat = 20.0
+    """GiB that a training may take."""
+    limit: PositiveFloat = 16.0
+    """GiB that a process of this benchmark may take."""
 
 
-def step(batch_size: int, checkpointing: bool, file: str) -> None:
-    """One forward and backward pass, with weights and images from seed 0; the gradients go into a file if one is named."""
+def step(batch_size: int, checkpointing: bool, file: Path | None) -> tuple[float, float]:
+    """One forward and backward pass, with weights and images from seed 0: peak memory of this process in GiB, and seconds.
+
+    The gradients go into a file if one is named.
+    """
     torch.manual_seed(0)
     # without dropout, which would draw other zeros in the second pass of another schedule
     model = ADMUNet2DModel(**{**PRESETS[CHECKPOINT].architecture, "dropout": 0.0})
@@ -49,51 +53,36 @@ def step(batch_size: int, checkpointing: bool, file: str) -> None:
             torch.nn.init.normal_(parameter, std=0.02)
     if checkpointing:
         model.enable_gradient_checkpointing()
-    diffusion = GaussianDiffusion.from_scheduler(scheduler())
+    scheduler = DDPMScheduler(beta_schedule=PRESETS[CHECKPOINT].beta_schedule, variance_type="learned_range")
+    diffusion = GaussianDiffusion.from_scheduler(scheduler)
     clean_images, noise = torch.randn(2, batch_size, 3, 64, 64)
     timesteps = torch.randint(1000, (batch_size,))
     sample = diffusion.q_sample(clean_images, noise, timesteps)
     started = time.monotonic()
     output = model.train()(sample, timesteps, torch.randint(1000, (batch_size,))).sample
     training_losses(diffusion, output, clean_images, noise, sample, timesteps, 0.001).loss.mean().backward()
-    print(time.monotonic() - started)
-    if file != "-":
+    seconds = time.monotonic() - started
+    if file is not None:
         torch.save([parameter.grad for parameter in model.parameters()], file)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, seconds
 
 
-def scheduler():
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler(beta_schedule=PRESETS[CHECKPOINT].beta_schedule, variance_type="learned_range")
-
-
-def measure(batch_size: int, checkpointing: bool, file: str = "-") -> tuple[float, float]:
-    """Peak memory in GiB and seconds of [`step`] in a process of its own."""
-    command = [sys.executable, __file__, "--step", str(batch_size), str(int(checkpointing)), file]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit(f"error: the process of batch size {batch_size} ended with {process.returncode}.")
-    return usage.ru_maxrss / 2**20, float(output)
+def measure(batch_size: int, checkpointing: bool, file: Path | None = None) -> tuple[float, float]:
+    """[`step`] in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(step, batch_size, checkpointing, file).result()
 
 
 def gradient_difference(folder: Path, batch_size: int) -> float:
     """Largest difference of a gradient, relative to the largest entry of its parameter's."""
-    files = [str(folder / name) for name in ("plain", "checkpointed")]
+    files = [folder / name for name in ("plain", "checkpointed")]
     for checkpointing, file in enumerate(files):
         measure(batch_size, bool(checkpointing), file)
     plain, checkpointed = (torch.load(file, mmap=True, weights_only=True) for file in files)
     return max(((a - b).abs().max() / a.abs().max().clamp(min=1e-30)).item() for a, b in zip(plain, checkpointed))
 
 
-def main() -> None:
-    args = parse_args()
-    if args.step is not None:
-        batch_size, checkpointing, file = args.step
-        step(int(batch_size), checkpointing == "1", file)
-        return
+def main(args: CheckpointingSettings) -> None:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in ADMUNet2DModel(**PRESETS[CHECKPOINT].architecture).parameters())
     adam = parameters * ADAM_BYTES / 2**30
@@ -132,4 +121,4 @@ def fit(peaks: dict[int, float]) -> np.poly1d:
 
 
 if __name__ == "__main__":
-    main()
+    main(parse(CheckpointingSettings, description=__doc__))

@@ -14,7 +14,6 @@ prints and writes `table.md`:
 and `guided.png`, a row per noise and a column per cluster. A run that was stopped goes on where it was.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -22,9 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from digits_judge import DigitsJudge
+from digits_table4 import draw_cell
 from PIL import Image
+from pydantic import NonNegativeInt, PositiveInt
 from sklearn.metrics import adjusted_rand_score
 
 from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDPMPipeline, NoisyClassifierModel
@@ -32,22 +32,26 @@ from diffusers_cg.data.files import list_files
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.training.cluster_labels import cluster_names, load_clusters, nearest_centers
 from diffusers_cg.training.export_digits import split_digits
+from diffusers_cg_cli.command import command
+from diffusers_cg_cli.settings import Settings, parse
 
 
 TRAINING = Path(__file__).parents[1] / "training"
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_clusters", type=int, default=10)
-    parser.add_argument("--max_train_steps", type=int, default=1500, help="Of the classifier.")
-    parser.add_argument("--scales", type=float, nargs="+", default=[0, 1, 3], help="Rows of the table.")
-    parser.add_argument("--num_samples", type=int, default=500, help="Images per row.")
-    parser.add_argument("--num_inference_steps", type=int, default=100)
-    parser.add_argument("--batch_size", type=int, default=100, help="Changes the speed, not the images.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output_dir", type=Path, required=True)
-    return parser.parse_args()
+class UnlabelledSettings(Settings):
+    num_clusters: PositiveInt = 10
+    max_train_steps: PositiveInt = 1500
+    """Of the classifier."""
+    scales: list[float] = [0, 1, 3]
+    """Rows of the table."""
+    num_samples: PositiveInt = 500
+    """Images per row."""
+    num_inference_steps: PositiveInt = 100
+    batch_size: PositiveInt = 100
+    """Changes the speed, not the images."""
+    seed: NonNegativeInt = 0
+    output_dir: Path
 
 
 def run(script: str, *flags: object) -> None:
@@ -72,38 +76,8 @@ def clusters_of(folder: Path, names: Sequence[str], num_images: int) -> np.ndarr
     return clusters
 
 
-def draw(args: argparse.Namespace, pipe, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 16, 16, 1) uint8 and the clusters (N,) that they were asked for, kept in a file."""
-    path = args.output_dir / f"scale_{scale:g}.npz"
-    if path.exists():
-        with np.load(path) as cell:
-            return cell["arr_0"], cell["arr_1"]
-    asked = np.arange(args.num_samples) % args.num_clusters
-    images = []
-    for first in range(0, args.num_samples, args.batch_size):
-        numbers = range(first, min(first + args.batch_size, args.num_samples))
-        pipe.set_progress_bar_config(desc=f"scale {scale:g}, image {first} of {args.num_samples}", leave=False)
-        images.append(
-            pipe(
-                class_labels=asked[numbers.start : numbers.stop].tolist(),
-                num_inference_steps=args.num_inference_steps,
-                classifier_scale=scale,
-                # a noise per row of the figure
-                generator=[
-                    torch.Generator().manual_seed(args.seed + number // args.num_clusters) for number in numbers
-                ],
-                output_type="np",
-            ).images
-        )
-    images = (np.concatenate(images) * 255).round().astype(np.uint8)
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, arr_0=images, arr_1=asked)
-    partial.rename(path)
-    return images, asked
-
-
-def main() -> None:
-    args = parse_args()
+@command
+def main(args: UnlabelledSettings) -> None:
     folder, labelled, classifier_dir = (args.output_dir / name for name in ("digits", "labelled", "classifier"))
     labels = write_unlabelled(folder)
     settings = ["--features", "pixels", "--seed", args.seed]
@@ -144,7 +118,11 @@ def main() -> None:
     )
     grids = {}
     for scale in args.scales:
-        images, asked = draw(args, pipe, scale)
+        # a noise per row of the figure
+        seeds = [args.seed + number // args.num_clusters for number in range(args.num_samples)]
+        labels_asked = np.arange(args.num_samples) % args.num_clusters
+        path = args.output_dir / f"scale_{scale:g}.npz"
+        images, asked = draw_cell(path, pipe, labels_asked, seeds, args.batch_size, scale, args.num_inference_steps)
         pictures = [Image.fromarray(image[..., 0]).convert("RGB") for image in images]
         nearest, _ = nearest_centers(extract(pictures), centers)
         judged = judge.predict(images / 255.0)
@@ -172,4 +150,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    main()
+    main(parse(UnlabelledSettings, description=__doc__))

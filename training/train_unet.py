@@ -33,6 +33,7 @@ from diffusers_cg import (
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.diffusion import augment_low_res, to_ddim_scheduler, training_losses
 from diffusers_cg.errors import InputError
+from diffusers_cg.generation import draw_images
 from diffusers_cg.models.fine_tuning import load_pretrained
 from diffusers_cg.training.config import UNetSettings, parse_settings
 from diffusers_cg.training.data import TrainingImages, checked_images, examples_by_class, open_training_images
@@ -176,18 +177,16 @@ def grid_images(
 ) -> list[Image.Image]:
     """An image per label, as the settings for grids say, from the low-resolution ones (B, C, h, w) in [0, 1] if any."""
     takes_labels = settings.class_conditional or pipe.classifier is not None
-    generator = torch.Generator().manual_seed(settings.seed)
-    images = []
-    for first in range(0, len(labels), settings.eval_batch_size):
-        part = slice(first, first + settings.eval_batch_size)
-        images += pipe(
-            class_labels=labels[part] if takes_labels else None,
-            num_inference_steps=min(settings.ddpm_num_inference_steps, settings.ddpm_num_steps),
-            classifier_scale=settings.classifier_scale if pipe.classifier is not None else 0.0,
-            generator=generator,
-            **({"batch_size": len(labels[part])} if low_res is None else {"image": low_res[part]}),
-        ).images
-    return images
+    batches = draw_images(
+        pipe,
+        labels if takes_labels else [None] * len(labels),
+        torch.Generator().manual_seed(settings.seed),
+        settings.eval_batch_size,
+        low_res,
+        num_inference_steps=min(settings.ddpm_num_inference_steps, settings.ddpm_num_steps),
+        classifier_scale=settings.classifier_scale if pipe.classifier is not None else 0.0,
+    )
+    return [image for batch in batches for image in batch]
 
 
 def sample_rows(settings: UNetSettings, pipe: DiffusionPipeline) -> list[list[Image.Image]]:
