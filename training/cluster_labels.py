@@ -305,11 +305,6 @@ def check_number(images: ImageSet, what: str, num_clusters: int | None) -> None:
 
 
 @command
-def parse_args(argv: Sequence[str] | None = None) -> ClusterSettings:
-    return parse(ClusterSettings, argv, description=__doc__)
-
-
-@command
 def main(settings: ClusterSettings) -> None:
     centers = None
     if settings.clusters_from is None:
