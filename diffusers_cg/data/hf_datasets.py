@@ -169,7 +169,7 @@ def open_dataset(
         name, dataset = "dataset", source
     else:
         name, dataset = load_dataset(source, split, config_name, streaming, cache_dir)
-    datasets = import_extra("datasets", "eval")
+    datasets = import_extra("datasets", "data")
     if dataset.features is None:
         with reading(name):
             dataset = dataset._resolve_features()
@@ -223,7 +223,7 @@ def load_dataset(
         absent = "" if Path(name).is_dir() else f"There is no file or folder {name}, and "
         stated = {"path": name}
     try:
-        datasets = import_extra("datasets", "eval")
+        datasets = import_extra("datasets", "data")
     except MissingExtraError as error:
         may_be = f"There is no file or folder {name}, and it may be a dataset of the Hub. " if absent else ""
         raise MissingExtraError(f"{may_be}{error}") from error
@@ -289,7 +289,7 @@ def choose_columns(
     dataset: "AnyDataset", labels: Labels, image_column: str | None, label_column: str | None
 ) -> tuple[str, str | None]:
     """Names of the columns of images, and of labels unless they are ignored, or optional and not there."""
-    datasets = import_extra("datasets", "eval")
+    datasets = import_extra("datasets", "data")
     features = dataset.features
     listed = ", ".join(f"{name} ({describe_feature(feature)})" for name, feature in features.items())
 

@@ -171,5 +171,5 @@ def test_no_such_dataset(command, name, tmp_path):
 
 def test_without_datasets(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match="may be a dataset of the Hub. .*pip install 'diffusers-cg\\[eval\\]'"):
+    with pytest.raises(MissingExtraError, match="may be a dataset of the Hub. .*pip install 'diffusers-cg\\[data\\]'"):
         open_images("nobody/nothing-of-this-name")

@@ -17,7 +17,7 @@ def test_a_missing_package_is_named_with_its_extra():
 
 @pytest.mark.parametrize(
     ("command", "hidden", "extra"),
-    [("export_digits", "sklearn", "train"), ("train_unet --dataset_name {data}", "datasets", "eval")],
+    [("export_digits", "sklearn", "train"), ("train_unet --dataset_name {data}", "datasets", "data")],
 )
 def test_a_command_without_its_extra_says_what_to_install(few_digits, tmp_path, command, hidden, extra):
     name, *flags = command.format(data=few_digits).split()
