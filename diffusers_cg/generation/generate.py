@@ -4,6 +4,7 @@ import gc
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -148,14 +149,14 @@ def generate_to_folder(
         if processes.is_main_process:
             folder.write_settings(settings)
         batches = batches_to_draw([images[i : i + batch_size] for i in range(0, len(images), batch_size)], folder)
-        common = (seed, batch_size, processes, device)
+        draw = partial(draw_stage, batches, batch_size, seed, processes, device)
         if upsampler is None:
-            draw_stage(0, base, pipe, batches, folder, None, *common)
+            draw(0, base, pipe, folder)
         else:
-            draw_stage(0, base, pipe, batches, low_res_folder, None, *common)
+            draw(0, base, pipe, low_res_folder)
             del pipe
             release_memory()
-            draw_stage(1, upsampler, upsampler.load_upsampler(), batches, folder, low_res_folder, *common)
+            draw(1, upsampler, upsampler.load_upsampler(), folder, low_res_folder)
     processes.wait_for_everyone()
     if processes.is_main_process:
         if not folder.missing(images):
@@ -175,16 +176,16 @@ def batches_to_draw(batches: list[list[ImageToDraw]], folder: SampleFolder) -> l
 
 
 def draw_stage(
+    batches: list[list[ImageToDraw]],
+    batch_size: int,
+    seed: int,
+    processes: PartialState,
+    device: torch.device,
     stage: int,
     saved: SavedPipeline,
     pipe: ClassifierGuidedPipeline,
-    batches: list[list[ImageToDraw]],
     folder: SampleFolder,
-    low_res_folder: SampleFolder | None,
-    seed: int,
-    batch_size: int,
-    processes: PartialState,
-    device: torch.device,
+    low_res_folder: SampleFolder | None = None,
 ) -> None:
     """Draws this process's share of the batches into a folder, from the images of another one if the stage upsamples."""
     batches = batches_to_draw(batches, folder)
