@@ -61,12 +61,17 @@ def classifier_gradient(
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and back to what every module was in."""
+    """Evaluation mode, with parameters that want no gradient (they cost memory and round differently), and back again."""
     training = [module for module in model.modules() if module.training]
+    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for module in training:
         module.training = False
+    for parameter in wanting:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
         for module in training:
             module.training = True
+        for parameter in wanting:
+            parameter.requires_grad_(True)
