@@ -16,6 +16,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import add
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Prediction]
 
 
+@dataclass(eq=False)
 class GuidedStep:
     """A step of sampling, from x_t to x_{t-1}, as a guidance sees it. Nothing is computed unless asked for, nor twice.
 
@@ -45,25 +47,14 @@ class GuidedStep:
         index, num_steps (`int`): Which step of how many.
     """
 
-    def __init__(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        class_labels: torch.Tensor | None,
-        alpha_prod_t: torch.Tensor,
-        predict: "Predict",
-        look: "Callable[[torch.Tensor], Prediction]",
-        index: int = 0,
-        num_steps: int = 1,
-    ):
-        self.sample = sample
-        self.timestep = timestep
-        self.class_labels = class_labels
-        self.alpha_prod_t = alpha_prod_t
-        self.predict = predict
-        self.look = look
-        self.index = index
-        self.num_steps = num_steps
+    sample: torch.Tensor
+    timestep: torch.Tensor
+    class_labels: torch.Tensor | None
+    alpha_prod_t: torch.Tensor
+    predict: "Predict"
+    look: "Callable[[torch.Tensor], Prediction]"
+    index: int = 0
+    num_steps: int = 1
 
     @cached_property
     def prediction(self) -> "Prediction":
