@@ -72,8 +72,7 @@ class EvaluateSettings(ReferenceSettings):
 
 def run(settings: EvaluateSettings) -> None:
     from diffusers_cg.data.files import atomic_directory
-    from diffusers_cg.evaluation import ImageSet
-    from diffusers_cg.evaluation import evaluate as measure
+    from diffusers_cg.evaluation import ImageSet, evaluate
     from diffusers_cg.evaluation.report import REPORT_FILE
     from diffusers_cg.generation import resolve_device
 
@@ -83,7 +82,7 @@ def run(settings: EvaluateSettings) -> None:
         chosen = settings.extractor != INCEPTION or settings.inception_weights is not None
         if chosen or any(isinstance(each, ImageSet) for each in sets):
             extractor = open_extractor(settings, resolve_device(settings.device))
-        evaluation = measure(
+        evaluation = evaluate(
             *sets,
             extractor,
             batch_size=settings.batch_size,
