@@ -22,6 +22,7 @@ from diffusers import ModelMixin
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from diffusers_cg.evaluation.report import Evaluation, metric_names
+from diffusers_cg.models.adm_trunk import height_and_width
 from diffusers_cg.pipelines import ClassifierGuidedPipeline, ClassifierGuidedSuperResolutionPipeline
 
 
@@ -195,7 +196,7 @@ def describe(
 
 def _about(model: ClassifierGuidedPipeline | ModelMixin) -> str:
     if not isinstance(model, ClassifierGuidedPipeline):
-        channels, (height, width) = model.config.in_channels, _sides(model.config.sample_size)
+        channels, (height, width) = model.config.in_channels, height_and_width(model.config.sample_size)
         return (
             f"A classifier of noisy images, {height}x{width} with {_count(channels, 'channel')}, into "
             f"{_count(model.config.num_classes, 'class')}, for guiding a diffusion model of the same images "
@@ -218,7 +219,7 @@ def _about(model: ClassifierGuidedPipeline | ModelMixin) -> str:
 
 def _use(model: ClassifierGuidedPipeline | ModelMixin, path: str, with_code: bool) -> str:
     if not isinstance(model, ClassifierGuidedPipeline):
-        shape = ", ".join(map(str, (model.config.in_channels, *_sides(model.config.sample_size))))
+        shape = ", ".join(map(str, (model.config.in_channels, *height_and_width(model.config.sample_size))))
         snippet = CLASSIFIER_SNIPPET.format(path=path, shape=shape)
     else:
         needs_labels = model.unet.config.num_class_embeds is not None or model.classifier is not None
@@ -284,10 +285,6 @@ def _eval_results(evaluation: Evaluation | None, task: str) -> list[EvalResult]:
         for name, value in evaluation.metrics.items()
         if value is not None
     ]
-
-
-def _sides(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _count(number: int, noun: str) -> str:
