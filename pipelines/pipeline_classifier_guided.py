@@ -1,5 +1,6 @@
 """What the classifier-guided pipelines share: components, inputs, what the networks say of a sample, and the output."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -22,7 +23,7 @@ from diffusers_cg.diffusion import (
 )
 from diffusers_cg.errors import InputError
 from diffusers_cg.guidance import ClassifierGuidance, Guidance, GuidanceFunction, GuidanceSum, GuidedStep
-from diffusers_cg.models import NoisyClassifierModel
+from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.models.adm_trunk import height_and_width
 from diffusers_cg.pipelines.image_inputs import images_to_tensor
 
@@ -62,7 +63,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        unet: UNet2DModel,
+        unet: UNet2DModel | ADMUNet2DModel,  # both named, or diffusers' from_pipe leaves ours out
         scheduler: SchedulerMixin,
         classifier: NoisyClassifierModel | None = None,
         ddpm_num_inference_steps: int = 250,
@@ -249,17 +250,25 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             raise InputError(f"`latents` must be of shape {shape}, got {tuple(latents.shape)}.")
         return latents.to(device=self._execution_device, dtype=torch.float32)
 
-    def prepare_timesteps(self, num_inference_steps: int | None, timesteps: Sequence[int] | None) -> list[int]:
-        """The decreasing timesteps of a call; the scheduler is set to them.
+    def prepare_steps(
+        self, num_inference_steps: int | None, timesteps: Sequence[int] | None
+    ) -> tuple[SchedulerMixin, GaussianDiffusion]:
+        """A scheduler of the call's own, set to its timesteps, and the process over them.
+
+        What the pipeline holds now counts, whether it was given to the constructor or assigned since.
 
         Raises:
-            InputError: if both are given, or one cannot be meant.
+            InputError: if both are given, or one cannot be meant; if the scheduler is of a kind that this pipeline cannot
+                step, or unet and classifier do not fit together.
         """
         if num_inference_steps is not None and timesteps is not None:
             raise InputError("Pass either `num_inference_steps` or `timesteps`, not both.")
         if num_inference_steps is None:
             num_inference_steps = self.config[f"{self.algorithm}_num_inference_steps"]
-        return resolve_timesteps(self.scheduler, num_inference_steps, timesteps)
+        check_classifier(self.unet, self.classifier)
+        scheduler = copy.deepcopy(self.convert_scheduler(self.scheduler, self.unet))
+        timesteps = resolve_timesteps(scheduler, num_inference_steps, timesteps)
+        return scheduler, GaussianDiffusion.from_scheduler(scheduler, timesteps)
 
     def prepare_guidance(
         self,
@@ -324,7 +333,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         self.check_output_type(output_type)
         check_eta(eta, self.scheduler)
         labels = self.prepare_class_labels(class_labels, batch_size)
-        self.prepare_timesteps(num_inference_steps, timesteps)
+        self.prepare_steps(num_inference_steps, timesteps)
         self.prepare_guidance(guidance, labels, classifier_scale, num_images(labels, batch_size))
 
     def check_output_type(self, output_type: str) -> None:

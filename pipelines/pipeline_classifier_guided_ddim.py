@@ -34,6 +34,7 @@ def denoise_by_ddim(
     guidance: GuidanceSum,
     generator: Generators,
     on_step_end: OnStepEnd,
+    scheduler: SchedulerMixin,
     eta: float = 0.0,
 ) -> torch.Tensor:
     """Algorithm 2, from x_T to x_0, (B, C, H, W), float32: the scheduler's steps on eps - sqrt(1 - abar_t) s grad log p(y|x_t).
@@ -42,7 +43,7 @@ def denoise_by_ddim(
     """
     if guidance.guidances:
         warn_of_amplification(diffusion)
-    scheduler = scheduler_on_guided_noise(pipe.scheduler, diffusion)
+    scheduler = scheduler_on_guided_noise(scheduler, diffusion)
     accepted = inspect.signature(scheduler.step).parameters
     options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
     for i, t in pipe.progress(diffusion.timesteps.tolist()):
@@ -56,10 +57,14 @@ def denoise_by_ddim(
 
 
 def invert_by_ddim(
-    pipe: ClassifierGuidedPipeline, sample: torch.Tensor, diffusion: GaussianDiffusion, look: Look
+    pipe: ClassifierGuidedPipeline,
+    sample: torch.Tensor,
+    timesteps: Sequence[int],
+    diffusion: GaussianDiffusion,
+    look: Look,
 ) -> torch.Tensor:
-    """DDIM backwards, from x_0 to x_T, (B, C, H, W), float32, each step to the next greater timestep."""
-    for i, t in pipe.progress(diffusion.timesteps.tolist()[::-1]):
+    """DDIM backwards, from each of the increasing timesteps to the next of the process, (B, C, H, W), float32."""
+    for i, t in pipe.progress(timesteps):
         step = look(sample, t, i)
         noise = diffusion.predict_noise(step.pred_original_sample, sample, step.timestep)
         sample = (
@@ -132,11 +137,10 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         labels = self.prepare_class_labels(class_labels, batch_size)
         batch_size = num_images(labels, batch_size)
         guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size)
-        timesteps = self.prepare_timesteps(num_inference_steps, timesteps)
-        diffusion = GaussianDiffusion.from_scheduler(self.scheduler, timesteps)
+        scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         latents = self.prepare_latents(batch_size, generator, latents)  # last: it draws noise
         look = partial(self.look, diffusion=diffusion, guidance=guidance, class_labels=labels)
-        sample = denoise_by_ddim(self, latents, diffusion, look, guidance, generator, on_step_end, eta)
+        sample = denoise_by_ddim(self, latents, diffusion, look, guidance, generator, on_step_end, scheduler, eta)
         return self.finish(sample, output_type, return_dict)
 
     @torch.no_grad()
@@ -150,7 +154,8 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         """Runs DDIM backwards, without guidance, from images to the noise that gives them back.
 
         `pipe(class_labels, num_inference_steps, classifier_scale=0, latents=pipe.invert(...))` reconstructs the images,
-        the better the more steps there are.
+        the better the more steps there are. With `timesteps` that begin below the last one, images are encoded to that
+        noise level alone, the sample from which a call with the same timesteps starts.
 
         Args:
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): In the model's channels and size;
@@ -169,10 +174,11 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         sample = self.prepare_image(image, self.sample_shape)
         labels = self.prepare_class_labels(class_labels, len(sample))
         unguided = self.prepare_guidance(None, labels, 0.0, len(sample))
-        diffusion = GaussianDiffusion.from_scheduler(
-            self.scheduler, self.prepare_timesteps(num_inference_steps, timesteps)
-        )
+        _, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         look = partial(self.look, diffusion=diffusion, guidance=unguided, class_labels=labels)
-        latents = invert_by_ddim(self, sample, diffusion, look)
+        upwards = diffusion.timesteps.tolist()[::-1]
+        if timesteps is not None:
+            upwards.pop()  # of a number of steps, one more leads from the last timestep to pure noise, as the reference's
+        latents = invert_by_ddim(self, sample, upwards, diffusion, look)
         self.maybe_free_model_hooks()
         return latents

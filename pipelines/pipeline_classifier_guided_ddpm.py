@@ -114,8 +114,7 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         labels = self.prepare_class_labels(class_labels, batch_size)
         batch_size = num_images(labels, batch_size)
         guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size)
-        timesteps = self.prepare_timesteps(num_inference_steps, timesteps)
-        diffusion = GaussianDiffusion.from_scheduler(self.scheduler, timesteps)
+        _, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         latents = self.prepare_latents(batch_size, generator, latents)  # last: it draws noise
         look = partial(self.look, diffusion=diffusion, guidance=guidance, class_labels=labels)
         sample = denoise_by_ddpm(self, latents, diffusion, look, guidance, generator, on_step_end)

@@ -10,7 +10,6 @@ from diffusers.image_processor import PipelineImageInput
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffusers_cg.diffusion import (
-    GaussianDiffusion,
     Generators,
     augment_low_res,
     check_augmentation_level,
@@ -149,8 +148,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         low_res = self.prepare_image(image, self.low_res_shape)
         labels = self.prepare_class_labels(class_labels, len(low_res))
         guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res))
-        timesteps = self.prepare_timesteps(num_inference_steps, timesteps)
-        diffusion = GaussianDiffusion.from_scheduler(self.scheduler, timesteps)
+        scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         latents = self.prepare_latents(len(low_res), generator, latents)
         noise = None
         if low_res_noise:
@@ -159,7 +157,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
 
         look = partial(self.look, diffusion=diffusion, guidance=guidance, class_labels=labels, low_res=low_res)
         inputs = (self, latents, diffusion, look, guidance, generator, on_step_end)
-        sample = denoise_by_ddpm(*inputs) if self.algorithm == "ddpm" else denoise_by_ddim(*inputs, eta)
+        sample = denoise_by_ddpm(*inputs) if self.algorithm == "ddpm" else denoise_by_ddim(*inputs, scheduler, eta)
         return self.finish(sample, output_type, return_dict)
 
 

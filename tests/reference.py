@@ -17,6 +17,9 @@ MANIFESTS = {path.stem: json.loads(path.read_text()) for path in sorted((DATA / 
 FORWARD = load_file(DATA / "forward.safetensors")
 SAMPLERS = load_file(DATA / "samplers.safetensors")
 LOSSES = load_file(DATA / "losses.safetensors")
+COMMUNITY_CASES = json.loads((DATA / "community_cases.json").read_text())
+COMMUNITY = load_file(DATA / "community.safetensors")
+TIMESTEPS = json.loads((DATA / "timesteps.json").read_text())
 
 
 def rule_state_dict(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:

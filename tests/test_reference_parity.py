@@ -3,9 +3,22 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from reference import CASES, FORWARD, LOSSES, SAMPLERS, reference_classifier, reference_unet
+from reference import (
+    CASES,
+    COMMUNITY,
+    COMMUNITY_CASES,
+    FORWARD,
+    LOSSES,
+    SAMPLERS,
+    TIMESTEPS,
+    reference_classifier,
+    reference_facts,
+    reference_unet,
+    rule_state_dict,
+)
 
 from diffusers_cg import (
+    ADMUNet2DModel,
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
     ClassifierGuidedSuperResolutionPipeline,
@@ -15,6 +28,7 @@ from diffusers_cg.diffusion import (
     LossSecondMomentSampler,
     bits_per_dimension,
     prior_term,
+    resolve_timesteps,
     training_losses,
 )
 from diffusers_cg.guidance import classifier_gradient
@@ -166,3 +180,70 @@ def test_variational_bound_over_a_subset_of_timesteps():
         assert relative_error(getattr(bits, name), LOSSES[f"bpd_20_steps_seed12.{name}"]) <= 1e-4, name
     assert relative_error(bits.prior, LOSSES["bpd_20_steps_seed12.prior_bpd"]) <= 1e-4
     assert relative_error(bits.total, LOSSES["bpd_20_steps_seed12.total_bpd"]) <= 1e-4
+
+
+# --------------------------------------------------------------------------------- numbers of steps, parts of the process
+
+
+def community_unet():
+    """The network of the runs without labels or classifier, with a learned variance."""
+    shapes = COMMUNITY_CASES["shapes"]
+    return ADMUNet2DModel.from_single_file(rule_state_dict(shapes), **reference_facts(COMMUNITY_CASES["flags"]))
+
+
+@pytest.mark.parametrize("name", ["ddpm_23_steps", "ddim_30_steps"])
+def test_numbers_of_steps_that_do_not_divide_1000(name):
+    case = COMMUNITY_CASES["samplers"][name]
+    kind = ClassifierGuidedDDPMPipeline if case["sampler"] == "ddpm" else ClassifierGuidedDDIMPipeline
+    schedule = BETA_SCHEDULES[case["noise_schedule"]]
+    scheduler = DDPMScheduler(
+        variance_type="learned_range", timestep_spacing="linspace", beta_schedule=schedule, clip_sample=True
+    )
+    pipe, trace, timesteps = kind(community_unet(), scheduler), [], []
+    pipe.set_progress_bar_config(disable=True)
+
+    def record(pipe, step, timestep, tensors):
+        trace.append(tensors["latents"])
+        timesteps.append(int(timestep))
+        return {}
+
+    pipe(
+        batch_size=2,
+        num_inference_steps=len(case["timesteps"]),
+        generator=torch.Generator().manual_seed(case["seed"]),
+        callback_on_step_end=record,
+    )
+    assert timesteps == case["timesteps"]
+    assert (torch.stack(trace) - COMMUNITY[f"{name}.trace"]).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"),
+    [("ddpm", DDPMScheduler(timestep_spacing="linspace")), ("ddim", DDIMScheduler(timestep_spacing="leading"))],
+    ids=["ddpm", "ddim"],
+)
+def test_timesteps_of_every_number_of_steps(sampler, scheduler):
+    """The reference's where it has some; for any other number, evenly from the last timestep."""
+    strides = {}
+    for stride in range(999, 0, -1):
+        strides[len(range(0, 1000, stride))] = stride  # the smallest, of several that make as many steps
+    for number in range(1, 1001):
+        timesteps = resolve_timesteps(scheduler, number, None)
+        if sampler == "ddim" and number in strides:
+            assert timesteps == list(range(0, 1000, strides[number]))[::-1]
+        elif number == 1:
+            assert timesteps == [0 if sampler == "ddpm" else 999]
+        else:
+            assert all(abs(t - 999 * (1 - i / (number - 1))) < 0.501 for i, t in enumerate(timesteps)), number
+        expected = TIMESTEPS[sampler].get(str(number))
+        if expected is not None:
+            assert timesteps == sorted(expected, reverse=True)
+
+
+def test_inversion_of_a_part_of_the_process():
+    scheduler = DDIMScheduler(timestep_spacing="leading", clip_sample=True)
+    pipe = ClassifierGuidedDDIMPipeline(community_unet(), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    image = (COMMUNITY["ddim_reverse_part.image"] + 1) / 2
+    latents = pipe.invert(image, timesteps=[600, 500, 400, 300, 200, 100, 0])
+    assert (latents - COMMUNITY["ddim_reverse_part.latent"]).abs().max() <= 1e-4

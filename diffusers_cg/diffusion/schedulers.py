@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import logging
 from collections.abc import Sequence
 from numbers import Integral
@@ -128,7 +129,30 @@ def resolve_timesteps(
             f"with, got {num_inference_steps}."
         )
     scheduler.set_timesteps(int(num_inference_steps))
+    spaced = _paper_timesteps(scheduler, int(num_inference_steps))
+    if spaced is not None:
+        scheduler.timesteps = torch.tensor(spaced)
     return [int(t) for t in scheduler.timesteps]
+
+
+def _paper_timesteps(scheduler: SchedulerMixin, num_inference_steps: int) -> list[int] | None:
+    """The timesteps of the reference's samplers, decreasing; None where the scheduler is to space them in a way of its own.
+
+    For ancestral steps ("linspace") they lie evenly from the last timestep to 0. For DDIM ("leading") they are the multiples
+    of a whole number, where some make exactly as many steps: diffusers' start at a timestep far too small for any other
+    number, so those lie evenly from the last timestep, too.
+    """
+    spacing, last = scheduler.config.get("timestep_spacing"), scheduler.config.num_train_timesteps - 1
+    if isinstance(scheduler, DDIMScheduler) and spacing == "leading" and scheduler.config.steps_offset == 0:
+        for stride in range(1, last + 1):
+            if last // stride + 1 == num_inference_steps:
+                return list(range(0, last + 1, stride))[::-1]
+        return torch.linspace(last, 0, num_inference_steps, dtype=torch.float64).round().int().tolist()
+    if isinstance(scheduler, DDPMScheduler) and spacing == "linspace":
+        stride = last / max(num_inference_steps - 1, 1)
+        # added up and rounded as the reference does, half to even
+        return [round(t) for t in itertools.accumulate([0.0, *[stride] * (num_inference_steps - 1)])][::-1]
+    return None
 
 
 def _whole_numbers(timesteps: Sequence[int]) -> list[int]:

@@ -21,6 +21,8 @@ INCEPTION = "inception"  # the extractor that published numbers are computed wit
 NUM_NEIGHBOURS = 3
 BLOCK = 2048  # a distance matrix is only ever held in blocks of so many rows and columns
 STATISTICS_BLOCK = 4096  # rows of features held in float64 at once
+ROUNDING = np.finfo(np.float64).eps  # of one of as many sums as there are features
+NOT_POSITIVE = 1e-6  # of a covariance's largest eigenvalue: what float32 statistics may have below zero
 
 
 # --------------------------------------------------------------------------------------------------- Frechet distance
@@ -52,24 +54,38 @@ def frechet_distance(
 ) -> float:
     r"""|m - m'|^2 + tr(C + C' - 2 (C C')^{1/2}) of two Gaussians: FID where the features are Inception's.
 
-    The trace of the root is the sum of the roots of the eigenvalues of C^{1/2} C' C^{1/2}, which is symmetric: exact
-    and finite also for singular covariances.
+    The trace of the root is the sum of the singular values of C^{1/2} C'^{1/2}: exact and finite also for singular
+    covariances, and tr(C) to the last digits where the two are the same.
 
     Args:
         mean, other_mean (`np.ndarray`): (D,).
-        covariance, other_covariance (`np.ndarray`): (D, D), symmetric.
+        covariance, other_covariance (`np.ndarray`): (D, D), symmetric and without negative eigenvalues.
 
     Raises:
-        InputError: if the two have different numbers of features.
+        InputError: if the two have different numbers of features, or one is no covariance.
     """
     if mean.shape != other_mean.shape or covariance.shape != other_covariance.shape:
         raise InputError(f"The two sets have different features: {mean.shape} and {other_mean.shape}.")
-    eigenvalues, eigenvectors = np.linalg.eigh(covariance)
-    root = (eigenvectors * np.sqrt(eigenvalues.clip(min=0))) @ eigenvectors.T
-    product = root @ other_covariance @ root
-    trace_of_root = np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(min=0)).sum()
+    root, other_root = _root(covariance), _root(other_covariance)
+    trace_of_root = np.linalg.svd(root @ other_root, compute_uv=False).sum()
     difference = mean - other_mean
-    return float(difference @ difference + np.trace(covariance) + np.trace(other_covariance) - 2 * trace_of_root)
+    distance = difference @ difference + np.trace(covariance) + np.trace(other_covariance) - 2 * trace_of_root
+    return max(float(distance), 0.0)
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """C^{1/2}, symmetric."""
+    eigenvalues, eigenvectors = np.linalg.eigh(covariance)
+    largest = np.abs(eigenvalues).max(initial=0.0)
+    if (
+        np.abs(covariance - covariance.T).max(initial=0.0) > NOT_POSITIVE * largest
+        or eigenvalues[0] < -NOT_POSITIVE * largest
+    ):
+        raise InputError(
+            "The statistics hold a matrix that is no covariance (not symmetric, or with negative eigenvalues): compute "
+            "them with feature_statistics."
+        )
+    return (eigenvectors * np.sqrt(eigenvalues.clip(min=0))) @ eigenvectors.T
 
 
 # ---------------------------------------------------------------------------------------------------- Inception Score
@@ -181,11 +197,14 @@ def _squared_distances(
                 continue
             else:
                 other_rows = rows if other_block == block else features[other_block].astype(np.float64)
+            norms, other_norms = (rows**2).sum(axis=1), (other_rows**2).sum(axis=1)
             squares = rows @ other_rows.T
             squares *= -2
-            squares += (rows**2).sum(axis=1)[:, None]
-            squares += (other_rows**2).sum(axis=1)
-            yield block, other_block, np.maximum(squares, 0, out=squares)
+            squares += norms[:, None]
+            squares += other_norms
+            # what rounding leaves of the distance between equal rows, of the size of their norms, is none
+            squares[squares <= ROUNDING * features.shape[1] * (norms[:, None] + other_norms)] = 0
+            yield block, other_block, squares
             bar.update()
 
 

@@ -189,7 +189,13 @@ class GuidanceSum(Guidance):
         with torch.enable_grad():
             gradients = [guidance(step) for guidance in self.guidances]
         gradients = [each.detach().float() if isinstance(each, torch.Tensor) else each for each in gradients]
-        return reduce(add, gradients) if gradients else 0.0
+        gradient = reduce(add, gradients) if gradients else 0.0
+        if isinstance(gradient, torch.Tensor) and not bool(gradient.isfinite().all()):
+            raise InputError(
+                f"The gradient of the guidance is not finite at step {step.index + 1} of {step.num_steps}, timestep "
+                f"{step.timestep.item():g}: try a lower scale, or a wider dtype for the network that it comes from."
+            )
+        return gradient
 
     def mix(self, step: GuidedStep) -> torch.Tensor:
         mixed = [guidance.mix(step) for guidance in self.guidances]

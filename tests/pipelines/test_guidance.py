@@ -311,3 +311,13 @@ def test_a_scale_beside_a_guidance_needs_a_classifier(kind):
 def test_a_classifier_guides_to_labels():
     with pytest.raises(InputError, match="`class_labels` are missing"):
         ClassifierGuidance(tiny.classifier(), None)
+
+
+@BOTH
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_the_call(pipes, kind, value):
+    def guidance(step):
+        return GRADIENT if step.index == 0 else torch.full_like(GRADIENT, value)
+
+    with pytest.raises(InputError, match="not finite at step 2 of 3, timestep 500"):
+        draw(pipes[kind], guidance)

@@ -1,0 +1,90 @@
+"""What a call goes by is what the pipeline holds when it is called, whoever put it there; and the call leaves it alone."""
+
+import threading
+
+import pytest
+import tiny
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+)
+from tiny import seeded
+
+from diffusers_cg import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
+from diffusers_cg.errors import InputError
+
+
+DDPM, DDIM = ClassifierGuidedDDPMPipeline, ClassifierGuidedDDIMPipeline
+BOTH = pytest.mark.parametrize("kind", [DDPM, DDIM], ids=["ddpm", "ddim"])
+
+
+def draw(pipe, steps=4, **options):
+    options = {"generator": seeded(), "output_type": "latent", **options}
+    return pipe([0, 3], num_inference_steps=steps, **options).images
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "scheduler",
+    [DDPMScheduler(), DDIMScheduler(beta_schedule="squaredcos_cap_v2"), DPMSolverMultistepScheduler()],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_an_assigned_scheduler_is_as_good_as_one_given_to_the_constructor(kind, scheduler):
+    given = tiny.pipeline(kind, scheduler=scheduler)
+    assigned = tiny.pipeline(kind)
+    assigned.scheduler = scheduler
+    assert torch.equal(draw(assigned), draw(given))
+    assert assigned.scheduler is scheduler
+
+
+@BOTH
+def test_an_assigned_scheduler_of_another_family_is_refused_by_name(kind):
+    pipe = tiny.pipeline(kind)
+    pipe.scheduler = EulerDiscreteScheduler(prediction_type="v_prediction" if kind is DDPM else "epsilon")
+    said = "v_prediction" if kind is DDPM else "EulerDiscreteScheduler do not keep variance"
+    tiny.check_refused(pipe, {"class_labels": [0, 3]}, InputError, said)
+
+
+@BOTH
+def test_an_assigned_classifier_is_checked(kind):
+    pipe = tiny.pipeline(kind)
+    pipe.classifier = tiny.classifier(sample_size=16, attention_resolutions=(8,))
+    tiny.check_refused(pipe, {"class_labels": [0, 3]}, InputError, "do not fit together: the image size")
+
+
+@BOTH
+def test_a_call_leaves_the_scheduler_as_it_was(kind):
+    pipe = tiny.pipeline(kind)
+    before = pipe.scheduler.timesteps.clone()
+    draw(pipe)
+    assert torch.equal(pipe.scheduler.timesteps, before)
+
+
+def test_calls_of_several_threads_do_not_meet():
+    """Each has a scheduler of its own, of as many steps as it was asked for."""
+    pipe = tiny.pipeline(DDIM, scheduler=DPMSolverMultistepScheduler())
+    steps = (3, 5, 8)
+    alone, together = {number: draw(pipe, number) for number in steps}, {}
+    threads = [
+        threading.Thread(target=lambda number=number: together.update({number: draw(pipe, number)}))
+        for number in steps
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in steps:
+        assert torch.allclose(together[number], alone[number], atol=1e-4)
+
+
+def test_from_pipe_leads_from_either_pipeline_to_the_other():
+    ddpm = tiny.pipeline(DDPM)
+    ddim = DDIM.from_pipe(ddpm)
+    assert ddim.unet is ddpm.unet and ddim.classifier is ddpm.classifier
+    assert isinstance(ddim.scheduler, DDIMScheduler)
+    ddim.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(ddim), draw(tiny.pipeline(DDIM)))
+    assert isinstance(DDPM.from_pipe(ddim).scheduler, DDPMScheduler)
