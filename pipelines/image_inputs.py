@@ -47,7 +47,7 @@ def _to_tensor(image: Image.Image | np.ndarray | torch.Tensor, shape: Sequence[i
         if image.mode != mode:
             raise InputError(
                 f"`image` is a PIL image in mode {image.mode}, but the model's images have {shape[0]} channels: pass "
-                + (f'image.convert("{mode}").' if mode else "an array or a tensor.")
+                + (f"{_conversion(image.mode, mode)}." if mode else "an array or a tensor.")
             )
         image = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1) / 255
     if isinstance(image, np.ndarray):
@@ -66,6 +66,12 @@ def _to_tensor(image: Image.Image | np.ndarray | torch.Tensor, shape: Sequence[i
         tensor = tensor.movedim(-1, -3)
     # channels last in memory, networks would round otherwise
     return (tensor if tensor.ndim == 4 else tensor[None]).float().contiguous()
+
+
+def _conversion(mode: str, wanted: str) -> str:
+    """Makes 8 bits of an image; of more, PIL's own conversion would clip them."""
+    image = "diffusers_cg.data.images.to_8_bits(image)" if mode.startswith(("I", "F")) else "image"
+    return f'{image}.convert("{wanted}")'
 
 
 def _kind(value: object) -> str:

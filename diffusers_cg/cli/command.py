@@ -1,6 +1,7 @@
 """How a command fails: one sentence and exit status 2 for what a user can put right, a traceback for a bug."""
 
 import functools
+import io
 import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -14,6 +15,8 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # as of stderr: not every path can be written
         try:
             return main(*args, **kwargs)
         except Exception as error:

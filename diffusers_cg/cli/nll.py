@@ -27,6 +27,7 @@ def run(settings: NLLSettings) -> None:
     import torch
 
     from diffusers_cg.data import find_bad_images, open_folder
+    from diffusers_cg.data.files import printable
     from diffusers_cg.data.images import resize_and_crop, to_tensor
     from diffusers_cg.diffusion import GaussianDiffusion, clip_range, resolve_timesteps
     from diffusers_cg.errors import InputError
@@ -65,11 +66,11 @@ def run(settings: NLLSettings) -> None:
         diffusion,
         model,
         batches(),
-        [str(Path(image.name).relative_to(settings.data)) for image in images],
+        [printable(Path(image.content).relative_to(settings.data)) for image in images],
         clip_range(scheduler),
         settings.seed,
         model_name=settings.model,
-        data_name=str(settings.data),
+        data_name=images.source,
     )
     print(
         f"{means.bits_per_dimension:.4f} bits per dimension (standard error {means.standard_error:.4f}), "

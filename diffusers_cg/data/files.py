@@ -17,6 +17,11 @@ def list_files(directory: Path) -> list[Path]:
     ]
 
 
+def printable(path: str | Path) -> str:
+    """A path as UTF-8 can write it: bytes of its name that are none stand as `\\xe9`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 @contextmanager
 def atomic_directory(path: str | Path, replaces: str = "*") -> Iterator[Path]:
     """Yields an empty folder beside `path` that takes its place when the block ends without an error.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
+from diffusers_cg.data.files import printable
 from diffusers_cg.data.image_sets import ONLY_CLASS, EncodedImages, Labels, StoredImage, name_classes
 from diffusers_cg.errors import InputError, MissingExtraError, import_extra
 
@@ -248,6 +249,7 @@ def load_dataset(
         if len(dataset) > 1:
             raise InputError(f"{name} has the splits {', '.join(dataset)}: pass one with --split.")
         (dataset,) = dataset.values()
+    name = printable(name)
     return (name if split is None else f"{name}, split {split}"), dataset
 
 

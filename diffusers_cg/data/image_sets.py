@@ -27,7 +27,7 @@ from diffusers_cg.data.images import (
 from diffusers_cg.errors import InputError
 
 
-GRAY_MODES = {"1", "L", "I", "I;16", "I;16B", "I;16L", "F"}
+GRAY_MODES = {"1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 LOSSY_FORMATS = {"JPEG", "MPO", "WEBP"}
 
 Labels = Literal["ignored", "optional", "required"]
@@ -50,9 +50,9 @@ class StoredImage(NamedTuple):
     content: Content
     label: int | None = None
 
-    def load(self, channels: int) -> Image.Image:
+    def load(self, channels: int, image_range: tuple[float, float] | None = None) -> Image.Image:
         """By [`load_image`]."""
-        return load_image(self.content, channels, self.name)
+        return load_image(self.content, channels, self.name, image_range)
 
 
 @dataclass(eq=False, kw_only=True)

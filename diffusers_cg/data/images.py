@@ -1,11 +1,15 @@
 """One image: read from wherever it is kept, converted, cropped, and taken to tensors and back to 8 bits."""
 
 import io
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, PngImagePlugin
 
 from diffusers_cg.errors import InputError, import_extra
 
@@ -15,7 +19,39 @@ Content = str | Path | bytes | np.ndarray
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # what PIL's decoders raise on damaged files
-DECODING_ERRORS = (OSError, EOFError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+DECODING_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+)
+# the limits that PIL sets to what others may send it: on size, and on a PNG's text and colour profile
+LIMITS = (
+    (Image, "MAX_IMAGE_PIXELS", None),
+    (PngImagePlugin, "MAX_TEXT_CHUNK", 1 << 30),
+    (PngImagePlugin, "MAX_TEXT_MEMORY", 1 << 40),
+)
+LONGEST_STRIP = 16  # times as long as wide: more is cropped before it is enlarged
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def read_bytes(content: str | Path | bytes) -> bytes:
@@ -28,53 +64,158 @@ def read_bytes(content: str | Path | bytes) -> bytes:
     return Path(content).read_bytes()
 
 
-def open_image(content: Content) -> Image.Image:
+@contextmanager
+def open_image(content: Content) -> Iterator[Image.Image]:
     """PIL's image of what it is kept in; a file is not decoded yet. Raises one of `DECODING_ERRORS` where it is none."""
     if isinstance(content, np.ndarray):
-        return Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content)
+        yield Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content)
+        return
     if isinstance(content, bytes) or "://" in str(content):
         content = io.BytesIO(read_bytes(content))
-    return Image.open(content)
+    with _no_limits, Image.open(content) as image:
+        yield image
 
 
-def load_image(content: Content, channels: int, name: str | None = None) -> Image.Image:
+class _NoLimits:
+    """PIL without its `LIMITS` for as long as one thread or more is inside: those of the process are as they were after."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.num_inside = 0
+        self.kept = []
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.num_inside == 0:
+                self.kept = [getattr(module, name) for module, name, _ in LIMITS]
+                for module, name, limit in LIMITS:
+                    setattr(module, name, limit)
+            self.num_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.num_inside -= 1
+            if self.num_inside == 0:
+                for (module, name, _), limit in zip(LIMITS, self.kept):
+                    setattr(module, name, limit)
+
+
+_no_limits = _NoLimits()
+
+
+def load_image(
+    content: Content, channels: int, name: str | None = None, image_range: tuple[float, float] | None = None
+) -> Image.Image:
     """Decodes an image, turns it upright, and converts it by [`convert_channels`].
 
     Raises:
         InputError: if it cannot be read as an image; the sentence calls it `name`, or else by its path.
     """
     try:
-        with open_image(content) as opened:
-            return convert_channels(ImageOps.exif_transpose(opened), channels)
+        return _load(content, channels, image_range)
     except DECODING_ERRORS as error:
         raise InputError(f"{name or content} cannot be read as an image: {describe_fault(error)}.") from error
 
 
-def image_fault(content: Content) -> str | None:
-    """Why something cannot be read as an image; None if it can."""
+def image_fault(content: Content, image_range: tuple[float, float] | None = None) -> str | None:
+    """Why [`load_image`] cannot read something; None if it can. (What has 3 channels can have 1 or 4.)"""
     try:
-        with open_image(content) as image:
-            image.load()
+        _load(content, 3, image_range)
     except DECODING_ERRORS as error:
         return describe_fault(error)
     return None
 
 
+def _load(content: Content, channels: int, image_range: tuple[float, float] | None) -> Image.Image:
+    with open_image(content) as image:
+        try:
+            image.load()
+        except DECODING_ERRORS as error:
+            if isinstance(error, OSError) or image.tile:
+                raise
+            # all pixels are there: what cannot be read is metadata behind them
+        return convert_channels(turn_upright(image), channels, image_range)
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """An image as it was seen, by its EXIF orientation; one that cannot be read is ignored."""
+    try:
+        method = TRANSPOSITIONS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except DECODING_ERRORS:
+        method = None
+    return image if method is None else image.transpose(method)
+
+
 def describe_fault(error: Exception) -> str:
     """What one of `DECODING_ERRORS` says of an image."""
-    return "not an image" if isinstance(error, Image.UnidentifiedImageError) else f"damaged: {error}"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, InputError):  # of `to_8_bits`
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "too large for the memory that is left"
+    if isinstance(error, OSError) and error.strerror:
+        return f"not readable: {error.strerror}"
+    said = str(error).rstrip(".")
+    return f"damaged: {said}" if said else f"damaged ({type(error).__name__})"
 
 
-def convert_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Converts an image of any mode to 1 (gray), 3 (RGB) or 4 (RGBA) channels; transparency is laid on white."""
-    if image.mode.startswith("I"):  # 16 bits, which PIL would clip
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+# ----------------------------------------------------------------------------------------------------------- converting
+
+
+def convert_channels(image: Image.Image, channels: int, image_range: tuple[float, float] | None = None) -> Image.Image:
+    """Converts an image of any mode to 1 (gray), 3 (RGB) or 4 (RGBA) channels of 8 bits; transparency is laid on white.
+
+    Args:
+        image (`PIL.Image.Image`): Any.
+        channels (`int`): 1, 3 or 4.
+        image_range (`tuple[float, float]`, *optional*): The values of black and white where they are stored in more than 8
+            bits; what lies beyond is clipped. By default as [`to_8_bits`] finds it.
+    """
+    if image.mode.startswith(("I", "F")):
+        image = to_8_bits(image, image_range)
+    if image.mode == "LAB":  # which PIL makes RGB of alone
+        image = image.convert("RGB")
     if image.mode == "P" or "transparency" in image.info:
         image = image.convert("RGBA")
     if channels != 4 and image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert(PIL_MODES[channels])
+
+
+def to_8_bits(image: Image.Image, image_range: tuple[float, float] | None = None) -> Image.Image:
+    """A gray image whose values are integers of 16 or 32 bits (modes I, I;16, ...) or floating point (F), in mode L.
+
+    The mode is not the range. Whole numbers in 0..255 are values of 8 bits, kept as they are; other floating point is in
+    [0, 1], and other integers are in 0..65535.
+
+    Raises:
+        InputError: if values are in none of these ranges, or in so small a part of one that all would be black.
+    """
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    is_float = image.mode.startswith("F")
+    if is_float and not (np.isfinite(low) and np.isfinite(high)):
+        raise InputError("it holds values that are not finite")
+    if image_range is not None:
+        black, white = image_range
+        if black == white:
+            raise InputError(f"`image_range` must be two values, of black and white, got {black:g} twice")
+        scaled = np.rint((values.astype(np.float64) - black) * (255 / (white - black)))
+    elif is_float and low >= 0 and 1 / 16 <= high <= 1:
+        scaled = np.rint(values * 255.0)
+    elif low >= 0 and high <= 255 and (not is_float or np.array_equal(values, np.rint(values))):
+        scaled = values
+    elif not is_float and low >= 0 and 1 << 12 <= high < 1 << 16:
+        scaled = values.astype(np.uint16) >> 8
+    else:
+        understood = "0..1 (with values above 1/16)" if is_float else "0..65535 (with values above 4095)"
+        raise InputError(
+            f"its range is not clear, since values of {low:g}..{high:g} in mode {image.mode} are neither in 0..255 nor in "
+            f"{understood}: save it in 8 bits, by the values of black and white that are meant"
+        )
+    return Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
 
 
 def resize_and_crop(
@@ -89,10 +230,13 @@ def resize_and_crop(
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = short_side / min(image.size)
     size = tuple(max(resolution, round(side * scale)) for side in image.size)
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    spare = (image.width - resolution, image.height - resolution)
+    spare = [side - resolution for side in size]
     left, top = (side // 2 for side in spare) if center_crop else (int(rng.integers(side + 1)) for side in spare)
-    return image.crop((left, top, left + resolution, top + resolution))
+    box = (left, top, left + resolution, top + resolution)
+    if scale > 1 and max(size) > LONGEST_STRIP * min(size):  # enlarged as a whole it might take gigabytes
+        box = [edge * own / side for edge, own, side in zip(box, 2 * image.size, 2 * size)]
+        return image.resize((resolution, resolution), Image.Resampling.BICUBIC, box)
+    return image.resize(size, Image.Resampling.BICUBIC).crop(box)
 
 
 def downscale(image: Image.Image, side: int) -> Image.Image:

@@ -10,6 +10,7 @@ from typing import IO
 
 import numpy as np
 
+from diffusers_cg.data.files import printable
 from diffusers_cg.data.image_sets import (
     ONLY_CLASS,
     ArrayImages,
@@ -33,7 +34,7 @@ class NpzImages(ArrayImages):
     """The array `arr_0` of an `.npz`. Batches are read one by one; who asks for single images gets it into memory whole."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int], **options):
-        super(ArrayImages, self).__init__(source=str(path), **options)
+        super(ArrayImages, self).__init__(source=printable(path), **options)
         self.path = path
         self._shape = shape
 
@@ -113,7 +114,7 @@ def open_statistics(path: Path) -> FeatureStatistics | None:
     names = _member_names(path)
     if IMAGES in names or not set(STATISTICS["pool"]) <= names:
         return None
-    return FeatureStatistics(str(path), _read_statistics(path, names))
+    return FeatureStatistics(printable(path), _read_statistics(path, names))
 
 
 def _member_names(path: Path) -> set[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
-from diffusers_cg.data.files import list_files
+from diffusers_cg.data.files import list_files, printable
 from diffusers_cg.data.hf_datasets import BUILDERS, ImageStream, is_dataset, open_dataset
 from diffusers_cg.data.image_sets import (
     ONLY_CLASS,
@@ -158,7 +158,7 @@ class FolderImages(EncodedImages):
 
     def __getitem__(self, index: int) -> StoredImage:
         path = os.fsdecode(self.files[index])
-        return StoredImage(path, path, self.label(index))
+        return StoredImage(printable(path), path, self.label(index))
 
 
 def open_folder(
@@ -190,18 +190,18 @@ def open_folder(
         files = [file for file in list_files(root) if file not in unwanted]
         numbers, names = ([0] * len(files), [ONLY_CLASS]) if labels == "optional" else (None, None)
     else:
-        names = [directory.name for directory in directories]
+        names = [printable(directory.name) for directory in directories]
         _check_classes(root, names, num_classes)
         labelled = [(file, label) for label, directory in enumerate(directories) for file in list_files(directory)]
         files, numbers = [file for file, _ in labelled], [label for _, label in labelled]
         empty = sorted(set(range(len(names))) - set(numbers))
         if empty and num_classes is None:
-            listed = ", ".join(str(directories[label]) for label in empty)
+            listed = ", ".join(printable(directories[label]) for label in empty)
             raise InputError(f"These class folders hold no images: {listed}. Fill or remove them.")
     if not files:
         raise InputError(f"{root} holds no images.")
     return FolderImages(
-        source=str(root),
+        source=printable(root),
         files=np.array([os.fsencode(file) for file in files]),
         labels=None if numbers is None else np.array(numbers, dtype=np.int64),
         class_names=names,

@@ -1,5 +1,6 @@
 """The command `diffusers-cg` itself: which commands there are, at what cost, and how they fail."""
 
+import os
 import subprocess
 import sys
 
@@ -153,3 +154,8 @@ def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error)) as raised:
         main()
     assert raised.value is error
+
+
+def test_a_path_that_is_not_utf_8_is_printed(capsys):
+    command(lambda: print("Saved", os.fsdecode(b"caf\xe9")))()
+    assert capsys.readouterr().out == "Saved caf\\udce9\n"
