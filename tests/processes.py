@@ -24,12 +24,16 @@ _context.set_forkserver_preload(["diffusers_cg.training.train_unet", "diffusers_
 
 @dataclass(frozen=True)
 class Signal:
-    """Sent by a process to itself at the `count`th file that it opens, or renames, whose path ends in `path`."""
+    """Sent by a process to itself at the `count`th file that it opens, or renames, whose path ends in `path`.
+
+    Or else, as clusters do, to its group: itself and all that it started, each of which counts for itself.
+    """
 
     signum: signal.Signals
     path: str
     event: str = "open"
     count: int = 1
+    to_group: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,16 @@ def _child(function: Callable, args: tuple, log: Path, at: Signal | None, file_s
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size_limit, resource.RLIM_INFINITY))
     if at is not None:
         left = at.count
+        if at.to_group:
+            os.setsid()
 
         def hook(event: str, event_args: tuple) -> None:
             nonlocal left
             if event == at.event and str(event_args[0]).endswith(at.path):
                 left -= 1
-                if left == 0:
+                if left == 0 and at.to_group:
+                    os.killpg(0, at.signum)
+                elif left == 0:
                     os.kill(os.getpid(), at.signum)
 
         sys.addaudithook(hook)

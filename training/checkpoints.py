@@ -1,14 +1,15 @@
-"""Checkpoints of a training: folders that are whole or absent, found again, and refused by another training."""
+"""Checkpoints of a training: folders that are whole or absent, its own, found again, and refused by another training."""
 
 import json
 import reprlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from diffusers_cg.data.files import atomic_directory, partial_path
@@ -18,9 +19,11 @@ from diffusers_cg.errors import InputError
 STATE_FILE = "training_state.json"
 TORCH_WRITER = "inline_container.cc"  # whose RuntimeError says no more than that a file is not as long as it should be
 
+T = TypeVar("T")
+
 
 class Checkpoints:
-    """The folders `checkpoint-STEP` of an output folder.
+    """The folders `checkpoint-STEP` of an output folder, which are of one run: those that it wrote, or goes on from.
 
     Args:
         accelerator (`Accelerator`): Writes and loads the state of all that it prepared or that was registered with it.
@@ -41,6 +44,36 @@ class Checkpoints:
             if number.isdecimal() and (path / STATE_FILE).is_file():
                 numbered[int(number)] = path
         return [numbered[number] for number in sorted(numbered)]
+
+    def of_another_run(self, resumed: Path | None) -> list[Path]:
+        """Those that a run does not come from: if it was resumed from here, the later ones, or else all."""
+        folders = self.folders()
+        if resumed is None or resumed.resolve().parent != self.output_dir.resolve():
+            return folders
+        return [path for path in folders if _step(path) > _step(resumed)]
+
+    def refuse_others(self, resumed: Path | None) -> None:
+        """Raises `InputError` if there are checkpoints [`of_another_run`]. All processes call it."""
+
+        def refuse() -> None:
+            others = self.of_another_run(resumed)
+            if others:
+                raise InputError(
+                    f"{self.output_dir} holds checkpoints that this training does not come from, the latest is "
+                    f"{others[-1].name}: go on from it with --resume_from_checkpoint latest, choose another --output_dir, "
+                    "or pass --overwrite_output_dir to remove them."
+                )
+
+        self._on_main(refuse)
+
+    def remove_others(self, resumed: Path | None) -> None:
+        """Removes the checkpoints [`of_another_run`]. All processes call it."""
+
+        def remove() -> None:
+            for path in self.of_another_run(resumed):
+                _remove(path)
+
+        self._on_main(remove)
 
     def last_good(self) -> str:
         """The end of a sentence on what went wrong."""
@@ -76,47 +109,79 @@ class Checkpoints:
             self.accelerator.wait_for_everyone()
         if is_main and self.total_limit:
             for old in self.folders()[: -self.total_limit]:
-                shutil.rmtree(old)
+                _remove(old)
         self.accelerator.wait_for_everyone()
 
-    def load(self, wanted: str, model_config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-        """Loads the checkpoint at a path, or the `"latest"`, and returns the state that was saved with it.
+    def find(self, wanted: str | None) -> Path | None:
+        """The checkpoint at a path, or the `"latest"`; None to start anew. All processes call it, and get the same.
 
         Raises:
-            InputError: if there is none, or it belongs to a model or a training of other settings.
+            InputError: if there is none at the path.
         """
-        directory = self._find(wanted)
-        state = json.loads((directory / STATE_FILE).read_text())
-        differing = sorted(
-            name
-            for name in model_config.keys() | state["model_config"].keys()
-            if not name.startswith("_")
-            and name != "class_names"  # the settings have them
-            and model_config.get(name) != state["model_config"].get(name)
-        )
-        if differing:
-            stated = ", ".join(f"{n}={state['model_config'].get(n)} (now {model_config.get(n)})" for n in differing)
-            raise InputError(f"{directory} is a checkpoint of another architecture: {stated}.")
-        then = {**settings, **state["settings"]}
-        changed = [
-            f"{name}={reprlib.repr(then[name])}, now it is {reprlib.repr(now)}"
-            for name, now in settings.items()
-            if then[name] != now
-        ]
-        if changed:
-            raise InputError(f"{directory} was trained with {'; '.join(changed)}: the two cannot be joined.")
+
+        def find() -> Path | None:
+            if wanted is None:
+                return None
+            if wanted == "latest":
+                return next(reversed(self.folders()), None)
+            if not (Path(wanted) / STATE_FILE).is_file():
+                raise InputError(f"{wanted} is not a checkpoint of this script (it has no {STATE_FILE}).")
+            return Path(wanted)
+
+        return self._on_main(find)
+
+    def load(self, directory: Path, model_config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """Loads a checkpoint, and returns the state that was saved with it.
+
+        Raises:
+            InputError: if it belongs to a model or a training of other settings.
+        """
+        state = self._on_main(lambda: _matching_state(directory, model_config, settings))
         self.accelerator.load_state(str(directory))
         self.accelerator.print(f"Resumed from {directory} at step {state['global_step']}.")
         return state
 
-    def _find(self, wanted: str) -> Path:
-        if wanted != "latest":
-            if not (Path(wanted) / STATE_FILE).is_file():
-                raise InputError(f"{wanted} is not a checkpoint of this script (it has no {STATE_FILE}).")
-            return Path(wanted)
-        folders = self.folders()
-        if not folders:
-            raise InputError(
-                f"{self.output_dir} holds no checkpoint to resume from: leave the flag out to start anew."
-            )
-        return folders[-1]
+    def _on_main(self, decide: Callable[[], T]) -> T:
+        """What the main process decides, in all of them: each for itself might see another state of a shared folder."""
+        decided = [None]
+        if self.accelerator.is_main_process:
+            try:
+                decided = [decide()]
+            except InputError as error:
+                decided = [error]
+        broadcast_object_list(decided)
+        if isinstance(decided[0], InputError):
+            raise decided[0]
+        return decided[0]
+
+
+def _matching_state(directory: Path, model_config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    state = json.loads((directory / STATE_FILE).read_text())
+    differing = sorted(
+        name
+        for name in model_config.keys() | state["model_config"].keys()
+        if not name.startswith("_")
+        and name != "class_names"  # the settings have them
+        and model_config.get(name) != state["model_config"].get(name)
+    )
+    if differing:
+        stated = ", ".join(f"{n}={state['model_config'].get(n)} (now {model_config.get(n)})" for n in differing)
+        raise InputError(f"{directory} is a checkpoint of another architecture: {stated}.")
+    then = {**settings, **state["settings"]}
+    changed = [
+        f"{name}={reprlib.repr(then[name])}, now it is {reprlib.repr(now)}"
+        for name, now in settings.items()
+        if then[name] != now
+    ]
+    if changed:
+        raise InputError(f"{directory} was trained with {'; '.join(changed)}: the two cannot be joined.")
+    return state
+
+
+def _step(checkpoint: Path) -> int:
+    return json.loads((checkpoint / STATE_FILE).read_text())["global_step"]
+
+
+def _remove(checkpoint: Path) -> None:
+    (checkpoint / STATE_FILE).unlink()  # first, so that what a kill leaves is not taken for a checkpoint
+    shutil.rmtree(checkpoint)

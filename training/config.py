@@ -233,7 +233,9 @@ class TrainingSettings(NetworkSettings, DataSettings):
     checkpoints_total_limit: PositiveInt | None = None
     """Keep this many checkpoints, the latest ones."""
     resume_from_checkpoint: Annotated[str | None, NOT_TOLD] = None
-    """Path of a checkpoint, or "latest" for the newest one in --output_dir."""
+    """Path of a checkpoint, or "latest" for the newest one in --output_dir, and to start anew where there is none yet."""
+    overwrite_output_dir: Annotated[bool, NOT_TOLD] = False
+    """Remove the checkpoints in --output_dir that this training does not go on from, in place of refusing the folder."""
     logger: Literal[("none", *LoggerType.list())] = "tensorboard"
     """A tracker of Accelerate, or none."""
     logging_dir: Annotated[str, NOT_TOLD] = "logs"

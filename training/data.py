@@ -1,6 +1,7 @@
 """Images as training takes them: preprocessed, in an order that can be resumed anywhere, in batches."""
 
 import itertools
+import signal
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +34,8 @@ OF_DATASETS = (
     "streaming",
     "validation_split",
 )
+# ask a training to save a checkpoint and end; Windows knows no SIGUSR1
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 SPARE_IMAGES = 15  # that are tried in place of one that cannot be read
 SEARCHED_IMAGES = 2000  # of a stream, for examples of its classes
 
@@ -355,7 +358,11 @@ def training_loader(images: TrainingImages, batch_size: int, first_draw: int, nu
 
     One process reads a stream, so that it is read once and in order, and `num_workers` threads of it decode.
     """
-    options = {"batch_size": batch_size, "pin_memory": torch.cuda.is_available()}
+    options = {
+        "batch_size": batch_size,
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": ignore_stop_signals,
+    }
     if images.is_streamed:
         collator = BatchCollator(images, num_threads=num_workers)
         return DataLoader(
@@ -365,6 +372,14 @@ def training_loader(images: TrainingImages, batch_size: int, first_draw: int, nu
     return DataLoader(
         SetDraws(images), sampler=sampler, num_workers=num_workers, collate_fn=BatchCollator(images), **options
     )
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """In a process that loads images: sent to the whole group, they are for the process that trains, which needs its
+    loaders to finish the step. It ends them, and they end when it is gone.
+    """
+    for signum in STOP_SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def evaluation_loader(images: TrainingImages, batch_size: int) -> DataLoader:

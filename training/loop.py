@@ -25,7 +25,7 @@ from diffusers_cg.hub.publishing import push_folder
 from diffusers_cg.models.fine_tuning import load_weights
 from diffusers_cg.training.checkpoints import Checkpoints
 from diffusers_cg.training.config import RESUMED, TIMESTEP_SAMPLERS, TrainingSettings
-from diffusers_cg.training.data import TrainingImages, raise_errors, training_loader
+from diffusers_cg.training.data import STOP_SIGNALS, TrainingImages, raise_errors, training_loader
 from diffusers_cg.training.record import training_record, write_record
 
 
@@ -183,14 +183,19 @@ class TrainingLoop:
         return logs | ({"gradient_norm": float(norm)} if norm is not None and math.isfinite(norm) else {})
 
     def run(self) -> None:
-        """Trains; on SIGTERM or Ctrl-C saves a checkpoint after the running step and returns.
+        """Trains; on SIGTERM, SIGUSR1 or Ctrl-C, in any process, saves a checkpoint after the running step and returns.
 
         Raises:
             InputError: if the checkpoint to resume from is none or another training's, too many steps in a row are
                 skipped, or something cannot be written.
         """
-        if self.settings.resume_from_checkpoint:
-            self.resume()
+        checkpoint = self.checkpoints.find(self.settings.resume_from_checkpoint)
+        if checkpoint is not None:
+            self.resume(checkpoint)
+        elif self.settings.resume_from_checkpoint is not None:
+            self.accelerator.print(f"{self.settings.output_dir} holds no checkpoint yet: the training starts anew.")
+        if self.settings.overwrite_output_dir:
+            self.checkpoints.remove_others(checkpoint)
         with self._stop_on_signals():
             self._train()
 
@@ -201,14 +206,14 @@ class TrainingLoop:
             accelerator.init_trackers("training", config=shown)
         batches = self._batches()
         self.model.train()
-        started, first_step = time.monotonic(), self.global_step
+        started, first_step, stopped = time.monotonic(), self.global_step, False
         with tqdm(
             total=self.max_train_steps,
             initial=self.global_step,
             unit="step",
             disable=not accelerator.is_local_main_process,
         ) as progress_bar:
-            while self.global_step < self.max_train_steps and not self.stop_requested:
+            while self.global_step < self.max_train_steps and not stopped:
                 logs = self.train_step(batches)
                 self.global_step += 1
                 elapsed = time.monotonic() - started
@@ -233,9 +238,10 @@ class TrainingLoop:
                 if self.evaluate is not None and every and (self.global_step % every == 0 or done):
                     logs.update(self._evaluate())
                 accelerator.log(logs, step=self.global_step)
-                # one that may be worth nothing is not to replace a good one
+                stopped = self._any_process_is_to_stop() and not done
                 due = settings.checkpointing_steps and (self.global_step % settings.checkpointing_steps == 0 or done)
-                if due and not self.skipped_in_a_row:
+                # one that may be worth nothing is not to replace a good one
+                if stopped or due and not self.skipped_in_a_row:
                     self.save_checkpoint()
 
         if self.num_bad_images:
@@ -243,8 +249,7 @@ class TrainingLoop:
             accelerator.print(
                 f"{self.num_bad_images} of {num_drawn} images could not be read; the next ones stood in."
             )
-        if self.stop_requested and self.global_step < self.max_train_steps:
-            self.save_checkpoint()
+        if stopped:
             accelerator.print(f"Stopped at step {self.global_step}; go on with --resume_from_checkpoint latest.")
         else:
             self._save_result()
@@ -275,12 +280,17 @@ class TrainingLoop:
         def stop(signum, frame):
             self.stop_requested = True
 
-        previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGINT)}
+        previous = {signum: signal.signal(signum, stop) for signum in STOP_SIGNALS}
         try:
             yield
         finally:
             for signum, handler in previous.items():
                 signal.signal(signum, handler)
+
+    def _any_process_is_to_stop(self) -> bool:
+        """The same in all processes, whichever the signal reached, so that they leave the loop together."""
+        requested = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
+        return self.accelerator.reduce(requested).item() > 0
 
     # ------------------------------------------------------------------------------------------------- checkpoints
 
@@ -295,17 +305,32 @@ class TrainingLoop:
         }
         self.checkpoints.save(self.global_step, state)
 
-    def resume(self) -> None:
-        """Loads the checkpoint that `resume_from_checkpoint` names.
+    def resume(self, checkpoint: Path) -> None:
+        """Loads a checkpoint, and says what does not go on as if the training had not stopped.
 
         Raises:
-            InputError: if there is none, or it belongs to another model or another training.
+            InputError: if it belongs to another model or another training.
         """
-        state = self.checkpoints.load(
-            self.settings.resume_from_checkpoint, self.model_config, self._resumed_settings()
-        )
+        state = self.checkpoints.load(checkpoint, self.model_config, self._resumed_settings())
         self.global_step = state["global_step"]
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
+        if self.global_step > self.max_train_steps:
+            self.accelerator.print(
+                f"This is beyond the {self.max_train_steps} steps asked for: no more are taken, and its result is saved."
+            )
+            return
+        schedule = self.lr_scheduler.scheduler
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:  # which steps it once
+            # Accelerate does once per process, of which there may have been another number
+            schedule.last_epoch = (self.global_step - self.skipped_steps) * self.accelerator.num_processes
+        (then, *_), (base, *_), (factor, *_) = schedule.get_last_lr(), schedule.base_lrs, schedule.lr_lambdas
+        now = base * factor(schedule.last_epoch)
+        if not math.isclose(then, now, rel_tol=1e-9):
+            self.accelerator.print(
+                f"The learning rate goes from {then:.3g} to {now:.3g} here: the number of steps has changed, and "
+                f"--lr_scheduler {self.settings.lr_scheduler} is now one over {self.max_train_steps} steps, so the result "
+                "is not that of a training that did not stop."
+            )
 
     def _resumed_settings(self) -> dict[str, Any]:
         return {
@@ -352,7 +377,9 @@ class TrainingLoop:
         settings, results = self.settings, self._results()
         if not self.accelerator.is_main_process:
             return
-        record = training_record(settings, self.accelerator, self.name, self.max_train_steps, self.images_per_step)
+        record = training_record(settings, self.accelerator, self.name, self.global_step, self.images_per_step)
+        if self.global_step != self.max_train_steps:  # resumed beyond them
+            record["arguments"] += ["--max_train_steps", str(self.global_step)]
         with (
             self.checkpoints.writing(f"The result could not be written to {settings.output_dir}"),
             atomic_update(settings.output_dir) as directory,
@@ -428,7 +455,8 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """Accelerate, set up as resolved settings say, with the output folder made and the seed set.
 
     Raises:
-        InputError: if this machine, or the way processes were started, does not allow what the settings say.
+        InputError: if this machine, or the way processes were started, does not allow what the settings say, or if the
+            output folder holds the checkpoints of another run.
     """
     log_with = None if settings.logger == "none" else settings.logger
     accelerator = Accelerator(
@@ -450,6 +478,9 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     accelerator.gradient_accumulation_steps = accumulation_steps(settings, accelerator.num_processes)
     if log_with is not None and not accelerator.log_with:
         raise InputError(f"--logger {settings.logger} is not installed: install it, or pass --logger none.")
+    if not settings.overwrite_output_dir:
+        checkpoints = Checkpoints(accelerator, settings.output_dir)
+        checkpoints.refuse_others(checkpoints.find(settings.resume_from_checkpoint))
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     set_seed(settings.seed)
     return accelerator

@@ -30,7 +30,7 @@ def training_record(
         settings (`TrainingSettings`): What it was started with.
         accelerator (`Accelerator`): Of the training.
         network (`str`): `"unet"` or `"classifier"`.
-        steps (`int`): Optimizer steps.
+        steps (`int`): Optimizer steps that were taken.
         images_per_step (`int`): Over all processes.
     """
     processes = [] if accelerator.num_processes == 1 else ["--num_processes", str(accelerator.num_processes)]

@@ -1,13 +1,14 @@
 """The loop under strain: several processes, steps that are not finite, other precisions, compilation."""
 
 import json
+import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from gradients import BAD_DRAW, STEPS, TOTAL, record
-from processes import run_function
+from processes import Signal, run_function
 from safetensors.torch import load_file
 
 
@@ -18,6 +19,20 @@ def weights(folder):
 # --------------------------------------------------------------------------------------------------- several processes
 
 
+def record_together(data_dir, folder, name, num_processes, batch_size, signals=None):
+    """A training of tests/training/gradients.py; `signals` by the rank that sends one to itself."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def run(rank):
+        what = (rank, num_processes, port, data_dir, folder, name, batch_size)
+        return run_function(record, *what, log=folder.parent / f"log{rank}", signal=(signals or {}).get(rank))
+
+    with ThreadPoolExecutor(num_processes) as pool:
+        for ended in pool.map(run, range(num_processes)):
+            assert ended.status == 0, ended.output
+
+
 @pytest.fixture(scope="module")
 def checkpoint(few_digits, tmp_path_factory):
     """`(name, number of processes, batch size) -> the last checkpoint` of a training of tests/training/gradients.py."""
@@ -26,16 +41,7 @@ def checkpoint(few_digits, tmp_path_factory):
     def checkpoint(name, num_processes, batch_size):
         folder = root / f"{name}_{num_processes}_{batch_size}"
         if not folder.exists():
-            with socket.create_server(("127.0.0.1", 0)) as server:
-                port = server.getsockname()[1]
-
-            def run(rank):
-                what = (rank, num_processes, port, few_digits, folder, name, batch_size)
-                return run_function(record, *what, log=root / f"log{rank}")
-
-            with ThreadPoolExecutor(num_processes) as pool:
-                for ended in pool.map(run, range(num_processes)):
-                    assert ended.status == 0, ended.output
+            record_together(few_digits, folder, name, num_processes, batch_size)
         return folder / f"checkpoint-{STEPS}"
 
     return checkpoint
@@ -85,6 +91,18 @@ def test_ranks_hold_the_same_sampler_to_the_last_bit(recorded):
     for one, other in zip(first, second):
         assert torch.equal(one["losses"], other["losses"]) and torch.equal(one["counts"], other["counts"])
     assert not torch.equal(first[0]["losses"], first[-1]["losses"])
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(few_digits, tmp_path):
+    stop = Signal(signal.SIGUSR1, ".png", count=TOTAL // 2 + 1)  # in the first steps
+    record_together(few_digits, tmp_path / "output", "uniform", 2, TOTAL // 2, {1: stop})
+    (checkpoint,) = (tmp_path / "output").glob("checkpoint-*")
+    step = json.loads((checkpoint / "training_state.json").read_text())["global_step"]
+    assert 1 <= step < STEPS
+    for rank in range(2):
+        assert len(torch.load(tmp_path / "output" / f"{rank}.pt", weights_only=True)) == step
+        assert (checkpoint / f"random_states_{rank}.pkl").is_file()
+    assert f"Stopped at step {step}; go on with" in (tmp_path / "log0").read_text()
 
 
 # -------------------------------------------------------------------------------------------- steps that are not finite

@@ -352,6 +352,40 @@ def test_sigterm_saves_a_checkpoint_to_go_on_from(undisturbed, train, tmp_path, 
     assert_same(contents(tmp_path), contents(undisturbed(name)))
 
 
+def test_a_signal_to_the_group_spares_the_processes_that_load_images(undisturbed, train, tmp_path):
+    flags = {"output_dir": tmp_path, **RESUMABLE, "dataloader_num_workers": 2}
+    # sent by a loader, images ahead of the training
+    sent = Signal(signal.SIGTERM, ".png", count=2 * BATCH_SIZE + 1, to_group=True)
+    stopped = train("train_unet", signal=sent, verify_images=False, **flags)
+    assert "go on with --resume_from_checkpoint latest." in stopped.output
+    steps = [int(path.name.removeprefix("checkpoint-")) for path in tmp_path.glob("checkpoint-*")]
+    assert f"Stopped at step {max(steps)};" in stopped.output and max(steps) < 6
+    assert not (tmp_path / "unet").exists()
+
+
+def test_going_back_to_an_earlier_checkpoint_asks_before_it_removes_the_later_ones(undisturbed, train, tmp_path):
+    shutil.copytree(undisturbed("train_unet"), tmp_path, dirs_exist_ok=True)
+    flags = {"output_dir": tmp_path, **RESUMABLE, "resume_from_checkpoint": tmp_path / "checkpoint-2"}
+    flags |= {"max_train_steps": 3, "checkpointing_steps": 1, "checkpoints_total_limit": 2}
+    said = train("train_unet", status=2, **flags).output
+    assert "holds checkpoints that this training does not come from, the latest is checkpoint-6" in said
+    assert_same(contents(tmp_path), contents(undisturbed("train_unet")))
+    train("train_unet", **flags, overwrite_output_dir=True)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_resumed_beyond_its_steps_it_tells_those_that_were_taken(undisturbed, train, tmp_path):
+    shutil.copytree(undisturbed("train_unet"), tmp_path, dirs_exist_ok=True)
+    flags = {"output_dir": tmp_path, **RESUMABLE, "resume_from_checkpoint": "latest", "max_train_steps": 3}
+    assert "at step 6.\nThis is beyond the 3 steps asked for" in train("train_unet", **flags).output
+    told = json.loads((tmp_path / "training.json").read_text())["unet"]
+    assert told["steps"] == 6
+    again = train_unet.parse_args([*told["arguments"][3:], "--output_dir", "again"])
+    assert again.max_train_steps == 6
+    same = {"without": ("training.json",)}
+    assert_same(contents(tmp_path, **same), contents(undisturbed("train_unet"), **same))
+
+
 def test_a_named_checkpoint_can_be_resumed(undisturbed, train, tmp_path):
     flags = {**RESUMABLE, **EXTRA["train_unet"]}
     train(
@@ -373,18 +407,26 @@ def test_evaluation_does_not_change_the_training(undisturbed, train, few_digits,
     assert_same(contents(tmp_path, **others), contents(undisturbed(name), **others))
 
 
-def test_a_checkpoint_of_an_earlier_version_is_resumed(train, tmp_path):
-    """`tests/data/earlier_training` was left by the scripts of before settings were declared in `training/config.py`."""
-    train(
-        "train_unet",
-        output_dir=tmp_path,
-        resume_from_checkpoint=EARLIER / "checkpoint-2",
-        **{"resolution": 8, "base_channels": 4, "norm_num_groups": 2, "channel_multipliers": (1,)},
-        **{"attention_resolutions": (), "attention_head_dim": 4, "dropout": 0.1, "random_flip": True},
-        **{"center_crop": False, "timestep_sampler": "loss_second_moment", "ddpm_num_steps": 2},
-        **{"ema_max_decay": 0.99, "learning_rate": 1e-3, "lr_scheduler": "linear", "lr_warmup_steps": 1},
-        **{"max_train_steps": 4, "checkpointing_steps": 2},
-    )
+EARLIER_FLAGS = {
+    **{"resolution": 8, "base_channels": 4, "norm_num_groups": 2, "channel_multipliers": (1,)},
+    **{"attention_resolutions": (), "attention_head_dim": 4, "dropout": 0.1, "random_flip": True},
+    **{"center_crop": False, "timestep_sampler": "loss_second_moment", "ddpm_num_steps": 2},
+    **{"ema_max_decay": 0.99, "learning_rate": 1e-3, "lr_scheduler": "linear", "lr_warmup_steps": 1},
+    **{"max_train_steps": 4, "checkpointing_steps": 2},
+}
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_checkpoint_of_an_earlier_version_is_resumed(train, tmp_path, num_processes):
+    """`tests/data/earlier_training` was left by the scripts of before settings were declared in `training/config.py`.
+
+    Had two processes left it, its learning rate would count steps of each.
+    """
+    checkpoint = Path(shutil.copytree(EARLIER / "checkpoint-2", tmp_path / "earlier"))
+    schedule = torch.load(checkpoint / "scheduler.bin")
+    torch.save({**schedule, "last_epoch": num_processes * schedule["last_epoch"]}, checkpoint / "scheduler.bin")
+    ended = train("train_unet", output_dir=tmp_path, resume_from_checkpoint=checkpoint, **EARLIER_FLAGS)
+    assert "learning rate" not in ended.output
     result, expected = load_file(tmp_path / "unet" / WEIGHTS), load_file(EARLIER / "result.safetensors")
     assert result.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -394,6 +436,13 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(train, tmp_path):
         for folder in (tmp_path / "checkpoint-4", EARLIER / "checkpoint-2")
     )
     assert state == {**earlier, "global_step": 4}
+
+
+def test_other_steps_change_a_learning_rate_that_decays_and_that_is_said(train, tmp_path):
+    flags = {**EARLIER_FLAGS, "max_train_steps": 3, "resume_from_checkpoint": EARLIER / "checkpoint-2"}
+    said = train("train_unet", output_dir=tmp_path, **flags).output
+    assert "The learning rate goes from 0.000667 to 0.0005 here: the number of steps has changed" in said
+    assert "--lr_scheduler linear is now one over 3 steps" in said
 
 
 # --------------------------------------------------------------------------------------------------------- from Python

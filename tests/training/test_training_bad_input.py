@@ -223,12 +223,33 @@ def stopped(train, tmp_path_factory):
     return output_dir
 
 
-def test_resume_where_there_is_no_checkpoint(refusal, stopped, tmp_path):
-    said = refusal("train_unet", resume_from_checkpoint="latest")
-    assert said == f"{tmp_path / 'output'} holds no checkpoint to resume from: leave the flag out to start anew."
+def test_resume_where_there_is_no_checkpoint(refusal, train, stopped, tmp_path):
     said = refusal("train_unet", resume_from_checkpoint=stopped / "unet")
     assert f"{stopped / 'unet'} is not a checkpoint" in said
-    assert list((tmp_path / "output").iterdir()) == []
+    assert not (tmp_path / "output").exists()
+    flags = {"output_dir": tmp_path / "output", "max_train_steps": 1, "checkpointing_steps": 1}
+    begun = train("train_unet", resume_from_checkpoint="latest", **flags)
+    assert f"{tmp_path / 'output'} holds no checkpoint yet: the training starts anew." in begun.output
+    for file in ("checkpoint-1/training_state.json", "training.json"):
+        assert (tmp_path / "output" / file).read_bytes() == (stopped / file).read_bytes()
+
+
+def test_a_folder_with_checkpoints_of_another_training(refusal, train, stopped, tmp_path):
+    output = tmp_path / "output"
+    shutil.copytree(stopped / "checkpoint-1", output / "checkpoint-10")
+    (output / "checkpoint-best").mkdir()
+    flags = {"seed": 7, "max_train_steps": 1, "checkpointing_steps": 1, "checkpoints_total_limit": 1}
+    for resumed in ({}, {"resume_from_checkpoint": stopped / "checkpoint-1"}):
+        said = refusal("train_unet", **flags, **resumed)
+        assert said.startswith(f"{output} holds checkpoints that this training does not come from")
+        assert "choose another --output_dir, or pass --overwrite_output_dir" in said
+    assert "cannot be joined" in refusal(
+        "train_unet", **flags, resume_from_checkpoint="latest", overwrite_output_dir=True
+    )
+    assert sorted(path.name for path in output.iterdir()) == ["checkpoint-10", "checkpoint-best"]
+    train("train_unet", output_dir=output, overwrite_output_dir=True, **flags)
+    assert sorted(path.name for path in output.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-best"]
+    assert '"seed": 7' in (output / "checkpoint-1" / "training_state.json").read_text()
 
 
 @pytest.mark.parametrize(
