@@ -59,7 +59,7 @@ def read_bytes(content: str | Path | bytes) -> bytes:
     if isinstance(content, bytes):
         return content
     if "://" in str(content):
-        with import_extra("fsspec", "train").open(content, "rb") as file:
+        with import_extra("fsspec", "data").open(content, "rb") as file:
             return file.read()
     return Path(content).read_bytes()
 
