@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from reference import DATA
 
+from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation import (
     feature_statistics,
     frechet_distance,
@@ -227,3 +228,30 @@ def test_bad_logits_and_splits():
         inception_score(np.where(np.eye(5, dtype=bool), np.nan, 0.0))
     with pytest.raises(ValueError, match="`split_size` must be at least 1, got 0"):
         inception_score(LOGITS, split_size=0)
+
+
+# ------------------------------------------------------------------------------------------------------- equal sets
+
+
+@pytest.mark.parametrize("width", [64, 500, 2048])
+def test_a_set_that_holds_images_many_times_has_all_of_itself(width):
+    """Rows that are equal have no distance, whatever the rounding of their norms leaves of one."""
+    rng = np.random.default_rng(0)
+    different = np.abs(rng.normal(size=(100, width))).astype(np.float32) * 0.4
+    features = np.repeat(different, 8, axis=0)[rng.permutation(800)]
+    assert precision_recall(features, features) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("rows", [50, 600])
+def test_a_set_has_no_distance_to_itself_at_any_scale(rows, scale):
+    statistics = feature_statistics(np.abs(np.random.default_rng(0).normal(size=(rows, 256))) * scale)
+    assert 0 <= frechet_distance(*statistics, *statistics) <= 1e-9 * np.trace(statistics[1])
+
+
+@pytest.mark.parametrize("matrix", [[[1.0, 0.5], [0.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]]], ids=["skew", "negative"])
+def test_statistics_that_are_no_covariance(matrix):
+    mean, good = np.zeros(2), np.eye(2)
+    for pair in ((mean, np.array(matrix), mean, good), (mean, good, mean, np.array(matrix))):
+        with pytest.raises(InputError, match="a matrix that is no covariance"):
+            frechet_distance(*pair)
