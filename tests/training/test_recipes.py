@@ -80,7 +80,8 @@ def test_settings_of_a_recipe_are_those_of_before_presets(recipe):
     settings = script.parse_args([*config, *PATHS]).resolve().model_dump(mode="json")
     earlier = {**EARLIER[script.__name__.rpartition(".")[2]], **EARLIER[recipe]}
     assert {name: settings[name] for name in earlier} == earlier
-    assert settings.keys() - earlier.keys() == {"config", "preset", "train_data_dir", "output_dir"}
+    new = {"config", "preset", "overwrite_output_dir"}
+    assert settings.keys() - earlier.keys() == new | {"train_data_dir", "output_dir"}
 
 
 @pytest.mark.parametrize("recipe", sorted(DIGIT_RECIPES))
