@@ -1,7 +1,7 @@
 """What the classifier-guided pipelines share: components, inputs, what the networks say of a sample, and the output."""
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
@@ -18,7 +18,6 @@ from diffusers_cg.diffusion import (
     Generators,
     Prediction,
     check_eta,
-    clip_range,
     resolve_timesteps,
 )
 from diffusers_cg.errors import InputError
@@ -266,7 +265,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         if num_inference_steps is None:
             num_inference_steps = self.config[f"{self.algorithm}_num_inference_steps"]
         check_classifier(self.unet, self.classifier)
-        scheduler = copy.deepcopy(self.convert_scheduler(self.scheduler, self.unet))
+        scheduler = deepcopy(self.convert_scheduler(self.scheduler, self.unet))
         timesteps = resolve_timesteps(scheduler, num_inference_steps, timesteps)
         return scheduler, GaussianDiffusion.from_scheduler(scheduler, timesteps)
 
@@ -375,12 +374,12 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         Returns:
             `Prediction`: float32. The clean image is clipped if the scheduler clips; the noise is the network's own.
         """
-        diffusion = diffusion or GaussianDiffusion.from_scheduler(self.scheduler)
+        diffusion = diffusion or GaussianDiffusion.from_scheduler(self.convert_scheduler(self.scheduler, self.unet))
         inputs = {"class_labels": class_labels} if self.is_conditional else {}
         if low_res is not None:
             inputs["low_res"] = low_res
         model_output = self.unet(sample.to(self.unet.dtype), timestep, **inputs).sample.float()
-        return diffusion.predict(model_output, sample, timestep, clip_range(self.scheduler))
+        return diffusion.predict(model_output, sample, timestep, diffusion.clip_range)
 
     def look(
         self,
@@ -401,7 +400,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             prediction = predict(sample, timestep, class_labels)
             noise = guidance.mix(step.seeing(sample, prediction))
             if noise is not prediction.noise:
-                original = diffusion.predict_original(noise, sample, timestep, clip_range(self.scheduler))
+                original = diffusion.predict_original(noise, sample, timestep, diffusion.clip_range)
                 prediction = replace(prediction, noise=noise, pred_original_sample=original)
             return replace(prediction, pred_original_sample=guidance.replace(step.seeing(sample, prediction)))
 

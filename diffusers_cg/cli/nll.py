@@ -29,7 +29,7 @@ def run(settings: NLLSettings) -> None:
     from diffusers_cg.data import find_bad_images, open_folder
     from diffusers_cg.data.files import printable
     from diffusers_cg.data.images import resize_and_crop, to_tensor
-    from diffusers_cg.diffusion import GaussianDiffusion, clip_range, resolve_timesteps
+    from diffusers_cg.diffusion import GaussianDiffusion, resolve_timesteps
     from diffusers_cg.errors import InputError
     from diffusers_cg.evaluation.bits_per_dimension import bits_per_dimension_to_folder
     from diffusers_cg.generation import BESIDE_SAMPLES, SavedPipeline, resolve_device
@@ -67,7 +67,7 @@ def run(settings: NLLSettings) -> None:
         model,
         batches(),
         [printable(Path(image.content).relative_to(settings.data)) for image in images],
-        clip_range(scheduler),
+        diffusion.clip_range,
         settings.seed,
         model_name=settings.model,
         data_name=images.source,

@@ -14,7 +14,6 @@ from diffusers_cg.diffusion.losses import (
 )
 from diffusers_cg.diffusion.schedulers import (
     check_eta,
-    clip_range,
     resolve_timesteps,
     scheduler_on_guided_noise,
     to_ddim_scheduler,
@@ -39,7 +38,6 @@ __all__ = [
     "bits_per_dimension",
     "check_augmentation_level",
     "check_eta",
-    "clip_range",
     "gaussian_blur",
     "prior_term",
     "resolve_loss_type",

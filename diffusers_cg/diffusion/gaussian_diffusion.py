@@ -69,6 +69,11 @@ class GaussianDiffusion:
             (beta), or `"learned_range"` (eq. 15 of *Improved DDPM*; the model outputs 2C channels). The `_log`
             variants describe the same distributions.
 
+    Attributes:
+        clip_range (`float`, *optional*): Bound on the absolute value of clean images that samplers predict: that of the
+            scheduler which the process is of, by its `clip_sample` and `clip_sample_range`. Methods clip where it is
+            passed to them.
+
     Raises:
         ValueError: if the timesteps are empty, out of range or not decreasing, or the variance type is another.
     """
@@ -88,6 +93,7 @@ class GaussianDiffusion:
         self.num_train_timesteps = num_train_timesteps
         self.timesteps = torch.tensor(timesteps, dtype=torch.int64)
         self.variance_type = variance_type
+        self.clip_range = None
 
         kept = self.timesteps.flip(0)  # increasing, so that table index 0 is the last step of sampling
         abar = torch.cumprod(1 - betas.double().cpu(), dim=0)[kept]
@@ -140,7 +146,10 @@ class GaussianDiffusion:
                 f"with prediction_type={prediction_type!r}."
             )
         variance_type = scheduler.config.get("variance_type") or "fixed_small"
-        return cls(scheduler.betas, timesteps=timesteps, variance_type=variance_type)
+        process = cls(scheduler.betas, timesteps=timesteps, variance_type=variance_type)
+        if scheduler.config.get("clip_sample", False):
+            process.clip_range = scheduler.config.get("clip_sample_range", 1.0)
+        return process
 
     def coefficient(self, name: str, timestep: torch.Tensor | float | int, like: torch.Tensor) -> torch.Tensor:
         """Entry of a table at each timestep, shaped to broadcast over `like` (B, C, H, W), float32.

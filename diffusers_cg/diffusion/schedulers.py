@@ -1,10 +1,10 @@
 """diffusers' schedulers under the paper's two algorithms: what they are turned into, and which timesteps they take."""
 
-import copy
 import inspect
 import itertools
 import logging
 from collections.abc import Sequence
+from copy import deepcopy
 from numbers import Integral
 
 import torch
@@ -77,7 +77,7 @@ def scheduler_on_guided_noise(scheduler: SchedulerMixin, diffusion: GaussianDiff
         scheduler (`SchedulerMixin`): As [`resolve_timesteps`] left it; not changed.
         diffusion (`GaussianDiffusion`): The process; for a `DDIMScheduler` over exactly the timesteps to sample with.
     """
-    scheduler = copy.deepcopy(scheduler)
+    scheduler = deepcopy(scheduler)
     as_given = {"clip_sample": False, "thresholding": False, "variance_type": None}
     scheduler.register_to_config(**{name: value for name, value in as_given.items() if name in scheduler.config})
     if isinstance(scheduler, DDIMScheduler):
@@ -89,11 +89,6 @@ def scheduler_on_guided_noise(scheduler: SchedulerMixin, diffusion: GaussianDiff
 
 
 # ---------------------------------------------------------------------------------------------------- what a call takes
-
-
-def clip_range(scheduler: SchedulerMixin) -> float | None:
-    """Bound on the predicted clean image, as the scheduler's `clip_sample` and `clip_sample_range` say."""
-    return scheduler.config.get("clip_sample_range", 1.0) if scheduler.config.get("clip_sample", False) else None
 
 
 def resolve_timesteps(

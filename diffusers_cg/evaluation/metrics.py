@@ -203,7 +203,8 @@ def _squared_distances(
             squares += norms[:, None]
             squares += other_norms
             # what rounding leaves of the distance between equal rows, of the size of their norms, is none
-            squares[squares <= ROUNDING * features.shape[1] * (norms[:, None] + other_norms)] = 0
+            for of_row, norm in zip(squares, norms):
+                of_row[of_row <= ROUNDING * features.shape[1] * (norm + other_norms)] = 0
             yield block, other_block, squares
             bar.update()
 
