@@ -1,8 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# one more than there are cores: many tests wait for processes that they start
-WORKERS = $(shell $(BIN)/python -c 'import os; print(min(os.cpu_count() + 1, 5))')
 
 .PHONY: demo test quality format clean
 
@@ -10,7 +8,7 @@ demo: $(INSTALLED)  ## a classifier steers diffusion models on handwritten digit
 	$(BIN)/python benchmarks/demo.py --output_dir demo
 
 test: $(INSTALLED)  ## all tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 quality: $(INSTALLED)  ## style and formatting, as they must be before a commit
 	$(BIN)/ruff check .

@@ -37,11 +37,6 @@ os.environ.update(_hub.environment(_home))
 os.environ.pop("HF_TOKEN", None)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Training first: its files take longest, and none is to be left to one worker at the end."""
-    items.sort(key=lambda item: "training" not in item.path.parts)
-
-
 def pytest_unconfigure() -> None:
     shutil.rmtree(_home, ignore_errors=True)
 
