@@ -116,7 +116,7 @@ class SavedPipeline:
 
     def needed_classes(self, pipe: ClassifierGuidedPipeline) -> Sequence[int] | None:
         """All classes that the pipeline knows; None where a call needs no labels."""
-        needed = pipe.unet.config.num_class_embeds is not None or self.resolve_scale(pipe) > 0
+        needed = pipe.is_conditional or self.resolve_scale(pipe) > 0
         return range(pipe.num_classes) if needed and pipe.num_classes is not None else None
 
     def settings(self, pipe: ClassifierGuidedPipeline) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def _use(model: ClassifierGuidedPipeline | ModelMixin, path: str, with_code: boo
         shape = ", ".join(map(str, (model.config.in_channels, *height_and_width(model.config.sample_size))))
         snippet = CLASSIFIER_SNIPPET.format(path=path, shape=shape)
     else:
-        needs_labels = model.unet.config.num_class_embeds is not None or model.classifier is not None
+        needs_labels = model.is_conditional or model.classifier is not None
         upsamples = isinstance(model, ClassifierGuidedSuperResolutionPipeline)
         label = min(207, model.num_classes - 1) if model.num_classes else 0
         call = f"class_labels=[{label}]" if needs_labels else "" if upsamples else "batch_size=1"
