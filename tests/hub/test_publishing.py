@@ -243,6 +243,44 @@ def test_a_push_that_fails_publishes_nothing(hub, push, folder, tmp_path, monkey
     assert ClassifierGuidedDDPMPipeline.from_pretrained("me/model").unet.config.base_channels == 24
 
 
+ASK = "Access to model me/model is restricted. Visit https://huggingface.co/me/model to ask for access."
+REFUSALS = {
+    "gated": (403, ASK, "GatedRepo", r"Visit https://huggingface\.co/me/model to ask for access"),
+    "gated, without a token": (401, ASK, "GatedRepo", r"Visit .* to ask for access.*hf auth login"),
+    "disabled": (403, "Access to this resource is disabled.", None, "Access to this resource is disabled"),
+    "too often": (429, "3 requests in 5 minutes", None, "too many requests.*3 requests in 5 minutes.*try again later"),
+    "failing": (503, "Maintenance", None, "fails at the moment.*503.*Maintenance"),
+    "not for this token": (403, "Lacks the scope", None, "Lacks the scope.*a token that may (read|write)"),
+    "no such commit": (404, "Invalid rev id: x", "RevisionNotFound", "no such revision.*Invalid rev id: x"),
+    "quota": (402, "The storage is full", None, "no room.*The storage is full"),
+    "anything else": (418, "I am a teapot", None, "418.*I am a teapot"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_the_hub_says_against_it_reaches_who_asked(hub, push, folder, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    status, message, code, said = REFUSALS[name]
+    hub.put("me/model", {"model_index.json": b"{}"})
+    for path in ("/api/models/", "/resolve/"):
+        hub.failures[:] = [Failure("GET|HEAD", path, status, message, code=code)]
+        result = run_here("sample", "--model", "me/model", "--output", tmp_path / "out")
+        assert result.status == 2
+        is_one_sentence(result.output, said)
+        assert "There is no repository" not in result.output
+    hub.failures[:] = [Failure("GET|HEAD|POST", ".", status, message, code=code)]
+    is_one_sentence(push(folder, status=2), f"{said}.*; nothing was published to me/model")
+
+
+def test_offline_on_purpose(hub, push, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = run_here("sample", "--model", "me/model", "--output", tmp_path / "out")
+    assert result.status == 2
+    is_one_sentence(result.output, "HF_HUB_OFFLINE")
+    is_one_sentence(push(folder, status=2), "HF_HUB_OFFLINE.*; nothing was published")
+    assert not hub.requests
+
+
 def test_without_a_token(hub, push, folder, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     is_one_sentence(push(folder, status=2), "asks who you are.*hf auth login")
