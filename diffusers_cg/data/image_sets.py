@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -64,12 +64,19 @@ class ImageSet(Sequence[StoredImage]):
         labels (`np.ndarray`, *optional*): (N,) int64, the classes; None where they are ignored.
         class_names (list of `str`, *optional*): What the classes are called, in the order of their numbers.
         statistics (`dict`): Stated beside the images, as in [`FeatureStatistics`]; as a rule of Inception's features.
+        resolution (`int`, *optional*): Side to which images in arrays are resized and cropped in the middle, as for
+            training; without it they must be of one size.
     """
 
     source: str
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
     statistics: Statistics = field(default_factory=dict)
+    resolution: int | None = None
+
+    def __post_init__(self):
+        if self.resolution is not None and self.resolution < 1:
+            raise InputError(f"`resolution` must be at least 1, got {self.resolution}.")
 
     def label(self, index: int) -> int | None:
         return None if self.labels is None else int(self.labels[index])
@@ -118,17 +125,10 @@ class EncodedImages(ImageSet):
     images are gray.
 
     Args:
-        resolution (`int`, *optional*): Side to which images in arrays are resized and cropped in the middle, as for
-            training; without it they must be of one size.
         progress_bar (`bool`): Show one when all files are looked at.
     """
 
-    resolution: int | None = None
     progress_bar: bool = False
-
-    def __post_init__(self):
-        if self.resolution is not None and self.resolution < 1:
-            raise InputError(f"`resolution` must be at least 1, got {self.resolution}.")
 
     def select(self, indices: Sequence[int]) -> "SelectedImages":
         labels = None if self.labels is None else self.labels[np.asarray(indices)]
@@ -231,8 +231,14 @@ class ArrayImages(ImageSet):
     images: np.ndarray
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
+    def stored_shape(self) -> tuple[int, int, int, int]:
+        """(N, H, W, C) before they are resized."""
         return self.images.shape
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        count, height, width, channels = self.stored_shape
+        return (count, self.resolution or height, self.resolution or width, channels)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -243,12 +249,25 @@ class ArrayImages(ImageSet):
     def select(self, indices: Sequence[int]) -> "ArrayImages":
         labels = None if self.labels is None else self.labels[indices]
         return ArrayImages(
-            images=self.images[indices], source=self.source, labels=labels, class_names=self.class_names
+            images=self.images[indices],
+            source=self.source,
+            labels=labels,
+            class_names=self.class_names,
+            resolution=self.resolution,
         )
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        for batch in self.stored_batches(batch_size):
+            yield batch if self.shape == self.stored_shape else np.stack([self._resized(image) for image in batch])
+
+    def stored_batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        """[`batches`] before they are resized."""
         for start in range(0, len(self), batch_size):
             yield self.images[start : start + batch_size]
+
+    def _resized(self, image: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+        return np.asarray(resize_and_crop(picture, self.resolution, center_crop=True)).reshape(self.shape[1:])
 
     def content_hash(self) -> str:
         digest = hashlib.sha256(str(self.shape).encode())
@@ -278,10 +297,12 @@ class FeatureStatistics:
     Args:
         source (`str`): What they were opened from.
         statistics (`dict`): `{"pool": (mu, sigma), "spatial": (mu_s, sigma_s)}`, float64; `spatial` may be missing.
+        made_by (`dict`): What they were made by and of, as far as the file says; see [`write_statistics`].
     """
 
     source: str
     statistics: Statistics
+    made_by: dict[str, Any] = field(default_factory=dict)
 
 
 # -------------------------------------------------------------------------------------------------------------- classes

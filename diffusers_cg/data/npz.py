@@ -1,12 +1,14 @@
 """`.npz` files in the layout of OpenAI's reference batches: images as `arr_0`, their classes as `arr_1`, statistics."""
 
 import hashlib
+import json
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from diffusers_cg.errors import InputError
 
 IMAGES, LABELS = "arr_0", "arr_1"
 STATISTICS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
+MADE_BY = "made_by"  # beside statistics: what they were made by
 CHUNK = 1 << 22
 # what `zipfile` and NumPy raise on truncated and damaged files
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, KeyError, TypeError)
@@ -34,20 +37,20 @@ class NpzImages(ArrayImages):
     """The array `arr_0` of an `.npz`. Batches are read one by one; who asks for single images gets it into memory whole."""
 
     def __init__(self, path: Path, shape: tuple[int, int, int, int], **options):
-        super(ArrayImages, self).__init__(source=printable(path), **options)
         self.path = path
         self._shape = shape
+        super(ArrayImages, self).__init__(source=printable(path), **options)
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
+    def stored_shape(self) -> tuple[int, int, int, int]:
         return self._shape
 
     @cached_property
     def images(self) -> np.ndarray:
         return _read(self.path, IMAGES)
 
-    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
-        image_shape = self.shape[1:]
+    def stored_batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        image_shape = self.stored_shape[1:]
         with _open_images(self.path) as member:
             _read_header(member, self.path)
             for start in range(0, len(self), batch_size):
@@ -74,8 +77,9 @@ def open_npz(
     labels: Labels = "ignored",
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
+    resolution: int | None = None,
 ) -> NpzImages:
-    """Opens the images of an `.npz`.
+    """Opens the images of an `.npz`. Its statistics are those of the images as they are stored.
 
     Raises:
         InputError: if it is damaged, holds no images or no labels where they are required, or in another layout.
@@ -96,12 +100,14 @@ def open_npz(
         class_names = name_classes(f"{LABELS} of {path}", found, None, class_names, num_classes)
     elif labels == "optional":
         found, class_names = np.zeros(shape[0], dtype=np.int64), [ONLY_CLASS]
+    is_resized = resolution is not None and shape[1:3] != (resolution, resolution)
     return NpzImages(
         path,
         shape,
         labels=found,
         class_names=None if found is None else class_names,
-        statistics=_read_statistics(path, names),
+        statistics={} if is_resized else _read_statistics(path, names),
+        resolution=resolution,
     )
 
 
@@ -114,7 +120,27 @@ def open_statistics(path: Path) -> FeatureStatistics | None:
     names = _member_names(path)
     if IMAGES in names or not set(STATISTICS["pool"]) <= names:
         return None
-    return FeatureStatistics(printable(path), _read_statistics(path, names))
+    made_by = {}
+    if MADE_BY in names:
+        made_by = _read_made_by(path)
+    return FeatureStatistics(printable(path), _read_statistics(path, names), made_by)
+
+
+def write_statistics(path: str | Path, statistics: Statistics, made_by: dict[str, Any]) -> None:
+    """Writes an `.npz` of statistics, whole or not at all, as [`open_statistics`] and the reference read it.
+
+    Args:
+        path (`str` or `Path`): A file; one that is there is replaced.
+        statistics (`dict`): As in [`FeatureStatistics`].
+        made_by (`dict`): `extractor`, `extractor_hash`, `num_images`, `shape` [H, W, C] of the images, and what else
+            tells people where the numbers are from; kept as JSON, in the array `made_by`.
+    """
+    path = Path(path)
+    arrays = {name: array for kind, pair in statistics.items() for name, array in zip(STATISTICS[kind], pair)}
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
+        np.savez(file, **arrays, **{MADE_BY: json.dumps(made_by)})
+    os.replace(partial, path)
 
 
 def _member_names(path: Path) -> set[str]:
@@ -174,6 +200,19 @@ def _read_statistics(path: Path, names: set[str]) -> Statistics:
             raise InputError(f"{pair[0]} and {pair[1]} of {path} hold values that are not finite.")
         statistics[kind] = mean, covariance
     return statistics
+
+
+def _read_made_by(path: Path) -> dict[str, Any]:
+    try:
+        made_by = json.loads(str(_read(path, MADE_BY)))
+        num_images, shape = made_by["num_images"], made_by["shape"]
+        is_right = isinstance(num_images, int) and len(shape) == 3 and all(isinstance(side, int) for side in shape)
+        is_right = is_right and {"extractor", "extractor_hash"} <= made_by.keys()
+    except DAMAGE:
+        is_right = False
+    if not is_right:
+        raise InputError(f"{MADE_BY} of {path} does not say what made the statistics: write them anew.")
+    return made_by
 
 
 def _damaged(path: Path, reason: object) -> InputError:

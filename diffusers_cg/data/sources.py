@@ -59,8 +59,8 @@ def open_images(
         labels (`str`): Whether they are `"ignored"`, `"required"`, or `"optional"`: then images without any are one class.
         class_names, num_classes (*optional*): The classes of a dataset or `.npz` that does not tell them; see
             [`open_dataset`]. With `num_classes` a folder must have as many subfolders, and some may be empty.
-        resolution (`int`, *optional*): In arrays, resize images of a folder or dataset to this side and crop them in the
-            middle, as for training. By default they must be of one size.
+        resolution (`int`, *optional*): In arrays, resize images to this side and crop them in the middle, as for
+            training. By default they must be of one size.
         leave_out (sequence of `str`): Names of files that are no images of the set, on top of a folder.
         split, config_name, image_column, label_column, streaming, cache_dir (*optional*): Of a dataset alone; see
             [`open_dataset`].
@@ -78,7 +78,7 @@ def open_images(
     if isinstance(source, FeatureStatistics):
         raise InputError(f"{source.source} holds statistics of features instead of images.")
     if isinstance(source, np.ndarray):
-        return open_array(source, labels)
+        return open_array(source, labels, resolution)
     if is_dataset(source):
         return open_dataset(
             source,
@@ -104,19 +104,18 @@ def open_images(
         return open_folder(path, labels, num_classes, leave_out, resolution, progress_bar)
     if not path.is_file():
         raise InputError(f"There is no file or folder {path}: pass an .npz or a folder of images.")
-    return open_npz(path, labels, class_names, num_classes)
+    return open_npz(path, labels, class_names, num_classes, resolution)
 
 
-def open_array(images: np.ndarray, labels: Labels = "ignored") -> ArrayImages:
+def open_array(images: np.ndarray, labels: Labels = "ignored", resolution: int | None = None) -> ArrayImages:
     """Images (N, H, W, C) uint8 in memory, without classes."""
     check_array("The array", images.dtype, images.shape)
     if labels == "required":
         raise InputError("The array states no labels: pass an .npz that holds them beside the images, as arr_1.")
-    if labels == "ignored":
-        return ArrayImages(images=images, source="array")
-    return ArrayImages(
-        images=images, source="array", labels=np.zeros(len(images), dtype=np.int64), class_names=[ONLY_CLASS]
-    )
+    found, class_names = None, None
+    if labels == "optional":
+        found, class_names = np.zeros(len(images), dtype=np.int64), [ONLY_CLASS]
+    return ArrayImages(images=images, source="array", labels=found, class_names=class_names, resolution=resolution)
 
 
 def open_set(source: Source | FeatureStatistics, **options) -> ImageSet | FeatureStatistics:
@@ -124,13 +123,20 @@ def open_set(source: Source | FeatureStatistics, **options) -> ImageSet | Featur
     `mu_s, sigma_s`, of features). All that can be checked without decoding images is.
 
     Raises:
-        InputError: as [`open_images`]; if images are of different sizes, or come in a stream.
+        InputError: as [`open_images`]; if images are of different sizes, or come in a stream; if statistics say that they
+            are of images of another size than `resolution`.
     """
     if isinstance(source, FeatureStatistics):
         return source
     if isinstance(source, str | Path) and Path(source).is_file() and Path(source).suffix not in BUILDERS:
         statistics = open_statistics(Path(source))
         if statistics is not None:
+            side, shape = options.get("resolution"), statistics.made_by.get("shape")
+            if None not in (side, shape) and shape[:2] != [side, side]:
+                raise InputError(
+                    f"{statistics.source} holds statistics of images of {shape[1]}x{shape[0]}, not of {side}x{side}: make "
+                    "them of images of that size."
+                )
             return statistics
     opened = open_images(source, **options)
     if isinstance(opened, ImageStream):
