@@ -137,10 +137,14 @@ def write_statistics(path: str | Path, statistics: Statistics, made_by: dict[str
     """
     path = Path(path)
     arrays = {name: array for kind, pair in statistics.items() for name, array in zip(STATISTICS[kind], pair)}
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        np.savez(file, **arrays, **{MADE_BY: json.dumps(made_by)})
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            np.savez(file, **arrays, **{MADE_BY: json.dumps(made_by)})
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _member_names(path: Path) -> set[str]:

@@ -140,7 +140,8 @@ def _incomparable(samples: MeasuredSet, reference: MeasuredSet, extractor: str |
     warnings = []
     for role, each in (("samples", samples), ("reference", reference)):
         count = each.facts.num_images
-        if count is not None and count < COMPARABLE_NUMBER and "pool" not in each.stated:
+        is_published = each.features is not None and "pool" in each.stated  # and of more images than there are
+        if count is not None and count < COMPARABLE_NUMBER and not is_published:
             warnings.append(
                 f"Of the {role} there are {count} images: below {COMPARABLE_NUMBER} all metrics depend on the "
                 "number, so compare only with numbers of as many images."
