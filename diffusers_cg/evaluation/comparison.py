@@ -75,7 +75,7 @@ def compare(
         InputError: if their features are of different extractors or widths.
     """
     makers = [(each.extractor, each.extractor_hash) for each in (samples, reference) if each.extractor is not None]
-    _check_makers(*makers)
+    check_makers(*makers)
     extractor, extractor_hash = makers[0] if makers else (None, None)
     values, missing, shared = {}, [], {}
     for metric in metrics:
@@ -120,7 +120,7 @@ def _check_before_measuring(sets: Sequence[ImageSet | MeasuredSet], extractor: F
         else:
             source, statistics = each.facts.source, each.stated
             if each.extractor is not None:
-                _check_makers((extractor.name, extractor.hash), (each.extractor, each.extractor_hash))
+                check_makers((extractor.name, extractor.hash), (each.extractor, each.extractor_hash))
         for kind, (mean, _) in statistics.items():
             if kind in features and features[kind].shape[1] != len(mean):
                 raise InputError(
@@ -129,7 +129,8 @@ def _check_before_measuring(sets: Sequence[ImageSet | MeasuredSet], extractor: F
                 )
 
 
-def _check_makers(*makers: tuple[str, str | None]) -> None:
+def check_makers(*makers: tuple[str, str | None]) -> None:
+    """Raises `InputError` unless all features are of one extractor: of one name and hash."""
     if len(set(makers)) > 1:
         named = " and the other with ".join(f"{name} (hash {hash})" for name, hash in makers)
         raise InputError(f"Features of one set are made with {named}: measure both with one extractor.")

@@ -13,7 +13,7 @@ from diffusers_cg.data import Source
 from diffusers_cg.data.files import atomic_update
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.errors import InputError, import_extra
-from diffusers_cg.evaluation.comparison import evaluate
+from diffusers_cg.evaluation.comparison import check_makers, evaluate
 from diffusers_cg.evaluation.features import (
     MIN_IMAGES,
     AnyExtractor,
@@ -117,6 +117,8 @@ def sweep_to_folder(
 
     if is_main_process and not isinstance(reference, MeasuredSet):
         reference = measure(reference, extractor, batch_size, cache_dir, progress_bar=True)
+    if is_main_process and reference.extractor is not None:
+        check_makers((extractor.name, extractor.hash), (reference.extractor, reference.extractor_hash))
     points, rows = [], {}
     for cell in cells:
         directory = Path(output_dir) / cell.folder

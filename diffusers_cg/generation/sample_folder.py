@@ -74,12 +74,6 @@ def images_to_draw(
     return images
 
 
-def check_classes(classes: Sequence[int]) -> None:
-    """Raises `InputError` unless at least one class is named, each once and none below 0."""
-    if not classes or len(set(classes)) < len(classes) or min(classes) < 0:
-        raise InputError(f"`classes` must name at least one class, each once and none below 0, got {list(classes)}.")
-
-
 class SampleFolder:
     """The files of one set of samples. An image is there whole or not at all, whenever its process is killed.
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from diffusers import ModelMixin
 
 from diffusers_cg.diffusion import check_augmentation_level, to_ddim_scheduler, to_ddpm_scheduler
 from diffusers_cg.errors import InputError
-from diffusers_cg.generation.sample_folder import check_classes
 from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
@@ -21,6 +21,8 @@ from diffusers_cg.pipelines import (
     ClassifierGuidedSuperResolutionPipeline,
 )
 
+
+logger = logging.getLogger(__name__)
 
 PIPELINES = {"ddpm": ClassifierGuidedDDPMPipeline, "ddim": ClassifierGuidedDDIMPipeline}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -158,18 +160,36 @@ def check_path(path: str) -> None:
         raise InputError(f"There is no folder {path}: pass that of a saved pipeline, or OWNER/NAME on the Hub.")
 
 
-def common_classes(pipelines: Collection[SavedPipeline], classes: Sequence[int] | None) -> Sequence[int] | None:
+def class_labels(pipe: ClassifierGuidedPipeline, classes: Sequence[int | str]) -> list[int]:
+    """The labels of classes that are given by label or by name.
+
+    Raises:
+        InputError: if a name is unknown, or one class is named twice, or none, or one below 0.
+    """
+    labels = [pipe.get_label_ids(each)[0] if isinstance(each, str) else each for each in classes]
+    if not labels or len(set(labels)) < len(labels) or min(labels) < 0:
+        raise InputError(f"`classes` must name at least one class, each once and none below 0, got {list(classes)}.")
+    names = pipe.class_names or ()
+    for label in labels:
+        if str(label) in names and names.index(str(label)) != label:
+            logger.warning(f"Class {label} is the one of that label, not the one that is called {str(label)!r}.")
+            break
+    return labels
+
+
+def common_classes(pipelines: Collection[SavedPipeline], classes: Sequence[int | str] | None) -> Sequence[int] | None:
     """Classes to draw by all of some pipelines that differ in algorithm, steps and scale alone: those that any of them needs.
 
     Raises:
         InputError: where drawing by one of them would.
     """
-    if classes is not None:
-        check_classes(classes)
     one_of_each = {saved.algorithm: saved for saved in pipelines}
     pipes = {algorithm: saved.load() for algorithm, saved in one_of_each.items()}
     needed = [saved.needed_classes(pipes[saved.algorithm]) for saved in pipelines]
-    classes = classes or next((some for some in needed if some is not None), None)
+    if classes is None:
+        classes = next((some for some in needed if some is not None), None)
+    else:
+        classes = class_labels(next(iter(pipes.values())), classes)
     for saved in pipelines:
         saved.check(pipes[saved.algorithm], classes)
     return classes
