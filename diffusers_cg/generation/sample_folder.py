@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from diffusers_cg.data import ImageSet, open_images
-from diffusers_cg.data.files import list_files
+from diffusers_cg.data.files import list_files, read_json
 from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError
 
@@ -116,10 +116,7 @@ class SampleFolder:
                     f"{self.path} holds something else than samples (it has no {SETTINGS_FILE}): name another folder."
                 )
             return
-        try:
-            before = flatten(json.loads(file.read_text()))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file} is damaged ({error}): name another folder.") from error
+        before = flatten(read_json(file))
         now = flatten(settings)
         differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if differing:

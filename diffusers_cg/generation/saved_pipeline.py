@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from diffusers import ModelMixin
 
+from diffusers_cg.data.files import read_json
 from diffusers_cg.diffusion import check_augmentation_level, to_ddim_scheduler, to_ddpm_scheduler
 from diffusers_cg.errors import InputError
 from diffusers_cg.pipelines import (
@@ -78,7 +79,10 @@ class SavedPipeline:
             return pipeline_class.from_pretrained(self.path, dtype=self.dtype)
         except InputError:
             raise
-        except ValueError as error:  # diffusers' own, of a folder or repository that holds something else
+        except (
+            ValueError,
+            NotImplementedError,
+        ) as error:  # diffusers' own, of a folder or repository that holds something else
             raise InputError(f"{self.path} does not load as a {pipeline_class.__name__}: {error}") from error
 
     @property
@@ -153,11 +157,24 @@ def fingerprint(pipe: ClassifierGuidedPipeline) -> str:
 
 def check_path(path: str) -> None:
     """Raises `InputError` where a path can be neither a pipeline's folder nor a name on the Hub."""
+    if not path.strip():
+        raise InputError("The model has no name: pass the folder of a saved pipeline, or OWNER/NAME on the Hub.")
     folder = Path(path)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise InputError(f"{path} is not the folder of a pipeline (it has no model_index.json).")
     if not folder.exists() and not HUB_NAME.fullmatch(path):
         raise InputError(f"There is no folder {path}: pass that of a saved pipeline, or OWNER/NAME on the Hub.")
+    if folder.exists():
+        check_configs(folder)
+
+
+def check_configs(folder: Path) -> None:
+    """Raises `InputError` where what a folder says of its pipeline or model is no JSON object, which diffusers stumbles over."""
+    for name in ("model_index.json", "config.json", "*/config.json", "*/scheduler_config.json"):
+        for file in folder.glob(name):
+            values = read_json(file)
+            if file.name == "model_index.json" and not isinstance(values.get("_class_name"), str):
+                raise InputError(f'{file} names no pipeline: it must hold a line `"_class_name": ...`.')
 
 
 def class_labels(pipe: ClassifierGuidedPipeline, classes: Sequence[int | str]) -> list[int]:

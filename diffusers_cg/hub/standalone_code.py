@@ -16,6 +16,7 @@ from types import ModuleType
 from diffusers import ModelMixin
 from diffusers.pipelines.pipeline_loading_utils import CUSTOM_PIPELINE_FILE_NAME
 
+from diffusers_cg.data.files import read_json
 from diffusers_cg.errors import InputError
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
 
@@ -87,7 +88,7 @@ def standalone_files(model: ClassifierGuidedPipeline | ModelMixin, folder: Path)
     """
     if not isinstance(model, ClassifierGuidedPipeline):
         raise InputError("Code is published with a pipeline: assemble one, or push this classifier without code.")
-    index = json.loads((folder / INDEX_FILE).read_text())
+    index = read_json(folder / INDEX_FILE)
     for name, value in index.items():
         if isinstance(value, list) and value[0] == PACKAGE:
             index[name] = [HOST, value[1]]

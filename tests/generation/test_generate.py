@@ -408,6 +408,11 @@ def test_refuses_to_go_on_with_other_settings(generate, tmp_path, model, changed
 
 
 def test_only_a_folder_of_samples_is_written_to(generate, tmp_path):
+    for content in (b"[]", b"null", b"{", b"\xff"):
+        (tmp_path / "listed").mkdir(exist_ok=True)
+        (tmp_path / "listed" / "sampling.json").write_bytes(content)
+        with pytest.raises(InputError, match=r"listed/sampling\.json"):
+            generate(output="listed", num_samples=1)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match=r"mine holds something else than samples \(it has no sampling.json\)"):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -361,6 +362,37 @@ def test_sampling_from_a_repository_without_our_components(hub, tmp_path, files,
     assert result.status == 2
     is_one_sentence(result.output, said)
     assert not (tmp_path / "out").exists()
+
+
+NO_OBJECTS = [b"[]", b"3", b'"x"', b"null", b"{", b"", b"\xff\xfe", b"[" * 100_000]
+BAD_FILES = {
+    "training.json": [*NO_OBJECTS, b'{"unet": 3}', b'{"unet": {"arguments": "x"}}', b'{"unet": {"arguments": [1]}}'],
+    "report.json": [*NO_OBJECTS, b"{}", b'{"metrics": []}'],
+    "model_index.json": [*NO_OBJECTS, b"{}", b'{"_class_name": 3}'],
+    "unet/config.json": NO_OBJECTS,
+    "scheduler/scheduler_config.json": [*NO_OBJECTS, b'{"beta_schedule": "banana"}'],
+    "README.md": [
+        b"\xff",
+        b"---\n: : :\n---\n",
+        b"---\n- a\n---\n",
+        b"---\nmodel-index: 3\n---\n",
+        b"---\ntags: 3\n---\n",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_files_that_hold_something_else(hub, push, folder, tmp_path, name):
+    shutil.copytree(folder, tmp_path / "model")
+    file = tmp_path / "model" / name
+    for content in BAD_FILES[name]:
+        file.write_bytes(content)
+        is_one_sentence(push(tmp_path / "model", status=2), re.escape(str(file if content in NO_OBJECTS else "")))
+        if "_index" in name or "_config" in name or "/config" in name:
+            result = run_here("sample", "--model", tmp_path / "model", "--output", tmp_path / "out")
+            assert result.status == 2
+            is_one_sentence(result.output, re.escape(str(tmp_path / "model")))
+    assert not any(path.endswith("commit/main") for path in hub.requests)
 
 
 def test_training_folders_are_published_without_their_checkpoints(hub, push, tmp_path):
