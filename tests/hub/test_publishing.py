@@ -1,5 +1,6 @@
 """Models on the Hub: pushed whole or not at all, and loaded by other processes."""
 
+import importlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from diffusers_cg import (
     ClassifierGuidedDDPMPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )
+from diffusers_cg.hub.standalone_code import gather_code
 
 
 SITE_PACKAGES = Path(torch.__file__).parents[1]
@@ -139,7 +141,7 @@ def test_private_ones_are_for_those_with_a_token(hub, push, folder, monkeypatch)
 
 
 @pytest.mark.parametrize("without_the_package", [True, False])
-def test_with_code_diffusers_is_enough(hub, push, folder, elsewhere, without_the_package):
+def test_with_code_diffusers_is_enough(hub, push, folder, elsewhere, tmp_path, without_the_package):
     push(folder, "me/model", "--with_code")
     assert set(hub.files("me/model")) == FILES | {"pipeline.py", "diffusers_cg_code.py"}
     expected = draw(ClassifierGuidedDDPMPipeline.from_pretrained(folder))
@@ -151,9 +153,13 @@ def test_with_code_diffusers_is_enough(hub, push, folder, elsewhere, without_the
             "from diffusers import DiffusionPipeline\n"
             "pipe = DiffusionPipeline.from_pretrained('me/model', custom_pipeline='me/model', trust_remote_code=True)\n"
             "assert not [name for name in sys.modules if name.startswith('diffusers_cg')]\n"
+            f"pipe.save_pretrained({str(tmp_path / 'again')!r})\n"
+            f"pipe = DiffusionPipeline.from_pretrained({str(tmp_path / 'again')!r}, custom_pipeline='me/model', "
+            "trust_remote_code=True)\n"
             f"images = pipe(**{DRAW}, generator=torch.manual_seed(0)).images",
             "-S",
         )
+        assert np.array_equal(draw(ClassifierGuidedDDPMPipeline.from_pretrained(tmp_path / "again")), expected)
     else:  # and those who have the package need not trust anyone, whatever they loaded before
         from_code = DiffusionPipeline.from_pretrained("me/model", custom_pipeline="me/model", trust_remote_code=True)
         assert type(from_code) is ClassifierGuidedDDPMPipeline
@@ -161,6 +167,26 @@ def test_with_code_diffusers_is_enough(hub, push, folder, elsewhere, without_the
         assert type(loaded.unet).__module__.startswith("diffusers_cg.")
         images = draw(loaded)
     assert np.array_equal(images, expected)
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["from cmath import sqrt", "import math as sqrt", "def sqrt(x):\n    return x", "sqrt = 3"],
+    ids=["import", "module", "function", "value"],
+)
+def test_a_name_of_two_things_is_not_gathered(tmp_path, monkeypatch, other):
+    monkeypatch.syspath_prepend(tmp_path)
+    uses = "\n\n\nclass {}:\n    def f(self):\n        return sqrt\n"
+    for name, source in (("first", "from math import sqrt"), ("same", "from math import sqrt"), ("other", other)):
+        (tmp_path / f"{name}_module.py").write_text(source + uses.format(name.title()))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    first, same, other = (
+        getattr(importlib.import_module(f"{name}_module"), name.title()) for name in ("first", "same", "other")
+    )
+    assert gather_code([first, same]).count("from math import sqrt") == 1
+    for pair in ([first, other], [other, first]):
+        with pytest.raises(RuntimeError, match="sqrt is not the same in"):
+            gather_code(pair)
 
 
 def test_code_is_not_run_unasked(hub, push, folder):
