@@ -244,6 +244,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         sides = [own_side if side is None else side for side, own_side in zip((height, width), own)]
         if None in sides:
             raise InputError("This unet states no `sample_size`: pass `height` and `width`.")
+        if sides == own:
+            return self.sample_shape
         divisor = 2 ** (len(self.unet.down_blocks) - 1)
         if not all(is_positive_integer(side) and side % divisor == 0 for side in sides):
             raise InputError(

@@ -141,9 +141,9 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         shape = self.prepare_shape(height, width)
         labels = self.prepare_class_labels(class_labels, batch_size)
         batch_size = num_images(labels, batch_size)
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape)
         scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         check_eta(eta, scheduler)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape)
         latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
         look = partial(
             self.look,

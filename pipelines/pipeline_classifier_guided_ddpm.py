@@ -119,8 +119,8 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         shape = self.prepare_shape(height, width)
         labels = self.prepare_class_labels(class_labels, batch_size)
         batch_size = num_images(labels, batch_size)
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape)
         _, diffusion = self.prepare_steps(num_inference_steps, timesteps)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape)
         latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
         look = partial(
             self.look,

@@ -148,9 +148,9 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         shape = self.prepare_shape()
         low_res = self.prepare_image(image, self.low_res_shape)
         labels = self.prepare_class_labels(class_labels, len(low_res))
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res), shape)
         scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         check_eta(eta, scheduler)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res), shape)
         latents = self.prepare_latents(len(low_res), generator, latents, shape)
         noise = None
         if low_res_noise:

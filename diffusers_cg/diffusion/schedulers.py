@@ -95,9 +95,7 @@ def to_ddpm_scheduler(scheduler: SchedulerMixin, learned_variance: bool) -> DDPM
         variance_type = scheduler.config.get("variance_type") or (
             "learned_range" if learned_variance else "fixed_small"
         )
-        scheduler = DDPMScheduler.from_config(
-            scheduler.config, timestep_spacing="linspace", variance_type=variance_type
-        )
+        scheduler = _converted(scheduler, DDPMScheduler, timestep_spacing="linspace", variance_type=variance_type)
     if scheduler.config.variance_type == "learned_range" and not learned_variance:
         raise InputError(
             "The scheduler expects a learned variance, but the unet has as many output channels as input channels: use "
@@ -113,16 +111,31 @@ def to_ddim_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
         InputError: if the scheduler is none of [`SOLVERS`] and no subclass of one.
     """
     if is_ancestral(scheduler):
-        return DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading")
+        return _converted(scheduler, DDIMScheduler, timestep_spacing="leading")
     if isinstance(scheduler, DDIMParallelScheduler):
-        return DDIMScheduler.from_config(scheduler.config)
+        return _converted(scheduler, DDIMScheduler)
     if not isinstance(scheduler, SOLVERS):
         raise InputError(
-            f"{type(scheduler).__name__} cannot step on guided noise: its samples do not keep variance, as noisy classifiers "
-            "and unets are trained for, or it draws noise of its own, or it is for distilled networks. Use "
+            f"{type(scheduler).__name__} cannot step on guided noise (its samples do not keep variance, as noisy classifiers "
+            "and unets are trained for, or it draws noise of its own, or is for distilled networks): use "
             f"{', '.join(solver.__name__ for solver in SOLVERS)}."
         )
     return scheduler
+
+
+def _converted(scheduler: SchedulerMixin, kind: type[SchedulerMixin], **options: str) -> SchedulerMixin:
+    """A scheduler of that kind with the same noise schedule.
+
+    Raises:
+        InputError: if the schedule is not what the config says.
+    """
+    converted = kind.from_config(scheduler.config, **options)
+    if not torch.equal(torch.as_tensor(scheduler.betas), converted.betas):
+        raise InputError(
+            f"The noise schedule of {type(scheduler).__name__} is one of its own, not what its config says: give the pipeline "
+            f"a {kind.__name__} of the schedule that the unet was trained with."
+        )
+    return converted
 
 
 def scheduler_on_guided_noise(scheduler: SchedulerMixin, diffusion: GaussianDiffusion) -> SchedulerMixin:
@@ -140,7 +153,7 @@ def scheduler_on_guided_noise(scheduler: SchedulerMixin, diffusion: GaussianDiff
     if isinstance(scheduler, DDIMScheduler):
         num_steps = len(diffusion.timesteps)
         scheduler.register_to_config(num_train_timesteps=num_steps, timestep_spacing="leading", steps_offset=0)
-        scheduler.alphas_cumprod = diffusion.alphas_cumprod.float()
+        scheduler.alphas_cumprod = diffusion.alphas_cumprod  # float64: 1 - abar is small at the end
         scheduler.set_timesteps(num_steps)
     return scheduler
 
@@ -268,7 +281,7 @@ def check_eta(eta: float, scheduler: SchedulerMixin) -> None:
     """Raises `InputError` unless `eta` is a number in [0, 1], and 0 where the scheduler knows no such thing."""
     is_number = isinstance(eta, Real) or (isinstance(eta, torch.Tensor) and eta.numel() == 1)
     if not is_number or not 0.0 <= eta <= 1.0:
-        raise InputError(f"`eta` must be a number in [0, 1], got {eta!r}.")
+        raise InputError(f"`eta` must lie in [0, 1], got {eta!r}.")
     if eta > 0 and not isinstance(scheduler, DDIMScheduler):
         raise InputError(f"`eta` needs a DDIMScheduler, but this pipeline's is a {type(scheduler).__name__}.")
 
