@@ -111,7 +111,7 @@ def test_released_upsamplers_need_no_facts(tmp_path, monkeypatch, name, low_res_
     assert card.data.pipeline_tag == "image-to-image"
     assert (card.data.license, card.data.datasets) == ("mit", ["imagenet-1k"])
     assert "(from 4 pixels) of OpenAI's guided-diffusion" in card.text
-    assert "research" in card.text and f"`{name}.pt`" in card.text
+    assert "research" in card.text and f"{name}.pt" in card.text
     (snippet,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
     pipe.save_pretrained(tmp_path / "up")
     monkeypatch.chdir(tmp_path)
