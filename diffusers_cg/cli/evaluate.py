@@ -1,5 +1,6 @@
 """`diffusers-cg evaluate`: the paper's five metrics of samples."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ from pydantic import PositiveInt, model_validator
 from tyro.conf import Positional
 
 from diffusers_cg_cli.settings import input_error
-from diffusers_cg_cli.shared import DeviceSettings, Side
+from diffusers_cg_cli.shared import DeviceSettings, ImageRange, Side
 
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ class ReferenceSettings(DeviceSettings):
 
     resolution: Side | None = None
     """Resize images of folders and datasets to this side and crop them, as for training."""
+
+    image_range: ImageRange | None = None
+    """The values of black and white in images of more than 8 bits: 0 65535, say, or 0 1."""
 
     split: str | None = None
     """Of a dataset: train, validation, ...; the only one by default."""
@@ -95,7 +99,7 @@ def run(settings: EvaluateSettings) -> None:
 
 
 def open_sets(settings: ReferenceSettings, *sources: str) -> list["ImageSet | FeatureStatistics"]:
-    from diffusers_cg.data import is_dataset, open_set
+    from diffusers_cg.data import ImageSet, is_dataset, open_set
     from diffusers_cg.generation import BESIDE_SAMPLES
 
     names = ("split", "config_name", "image_column")
@@ -105,8 +109,17 @@ def open_sets(settings: ReferenceSettings, *sources: str) -> list["ImageSet | Fe
             f"--split, --config_name and --image_column are for datasets, and {' and '.join(sources)} is none: leave "
             "them out."
         )
-    options = {"resolution": settings.resolution, "leave_out": BESIDE_SAMPLES, "progress_bar": True}
-    return [open_set(source, **options, **of_dataset) for source in sources]
+    options = {
+        "resolution": settings.resolution,
+        "image_range": settings.image_range,
+        "leave_out": BESIDE_SAMPLES,
+        "progress_bar": True,
+    }
+    sets = [open_set(source, **options, **of_dataset) for source in sources]
+    for images in sets:
+        if isinstance(images, ImageSet):
+            print(images.summary(), file=sys.stderr)
+    return sets
 
 
 def open_extractor(settings: ReferenceSettings, device: "torch.device") -> "FeatureExtractor":

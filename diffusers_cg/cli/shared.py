@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from diffusers_cg_cli.settings import Settings
 
@@ -10,6 +10,15 @@ from diffusers_cg_cli.settings import Settings
 Dtype = Literal["fp32", "fp16", "bf16"]
 Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Side = PositiveInt  # of an image, in pixels
+
+
+def _check_range(values: list[float]) -> list[float]:
+    if values[0] == values[1]:
+        raise ValueError(f"black and white must be two values, got {values[0]:g} twice")
+    return values
+
+
+ImageRange = Annotated[list[FiniteFloat], Field(min_length=2, max_length=2), AfterValidator(_check_range)]
 
 
 class DeviceSettings(Settings):

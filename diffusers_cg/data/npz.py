@@ -10,16 +10,10 @@ from typing import IO
 
 import numpy as np
 
+from diffusers_cg.data.classes import ONLY_CLASS, Labels, name_classes
 from diffusers_cg.data.files import printable
-from diffusers_cg.data.image_sets import (
-    ONLY_CLASS,
-    ArrayImages,
-    FeatureStatistics,
-    Labels,
-    Statistics,
-    check_array,
-    name_classes,
-)
+from diffusers_cg.data.image_sets import ArrayImages, FeatureStatistics, Statistics, check_array
+from diffusers_cg.data.images import ImageRange, values_to_8_bits
 from diffusers_cg.errors import InputError
 
 
@@ -33,10 +27,10 @@ DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueEr
 class NpzImages(ArrayImages):
     """The array `arr_0` of an `.npz`. Batches are read one by one; who asks for single images gets it into memory whole."""
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int], **options):
+    def __init__(self, path: Path, dtype: np.dtype, shape: tuple[int, int, int, int], **options):
         super(ArrayImages, self).__init__(source=printable(path), **options)
         self.path = path
-        self._shape = shape
+        self._dtype, self._shape = dtype, shape
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -52,20 +46,23 @@ class NpzImages(ArrayImages):
             _read_header(member, self.path)
             for start in range(0, len(self), batch_size):
                 count = min(batch_size, len(self) - start)
-                size = count * int(np.prod(image_shape))
+                size = count * int(np.prod(image_shape)) * self._dtype.itemsize
                 try:
                     data = member.read(size)
                 except DAMAGE as error:
                     raise _damaged(self.path, error) from error
                 if len(data) < size:
                     raise _damaged(self.path, "it ends early")
-                yield np.frombuffer(data, dtype=np.uint8).reshape(count, *image_shape)
+                pixels = np.frombuffer(data, dtype=self._dtype).reshape(count, *image_shape)
+                yield values_to_8_bits(pixels, self.image_range)
 
     def content_hash(self) -> str:
         digest = hashlib.sha256()
         with open(self.path, "rb") as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
+        if self._dtype != np.uint8:
+            digest.update(str(self.image_range).encode())
         return digest.hexdigest()
 
 
@@ -74,6 +71,7 @@ def open_npz(
     labels: Labels = "ignored",
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
+    image_range: ImageRange | None = None,
 ) -> NpzImages:
     """Opens the images of an `.npz`.
 
@@ -87,7 +85,7 @@ def open_npz(
         raise InputError(f"{path} has no array {IMAGES} of images, only {', '.join(sorted(names)) or 'nothing'}.")
     with _open_images(path) as member:
         dtype, shape, fortran_order = _read_header(member, path)
-    shape = check_array(f"{IMAGES} of {path}", dtype, shape)
+    shape = check_array(f"{IMAGES} of {path}", dtype, shape, image_range)
     if fortran_order:
         raise InputError(f"{IMAGES} of {path} is in Fortran order: save np.ascontiguousarray(images) instead.")
     found = None
@@ -98,9 +96,11 @@ def open_npz(
         found, class_names = np.zeros(shape[0], dtype=np.int64), [ONLY_CLASS]
     return NpzImages(
         path,
+        dtype,
         shape,
         labels=found,
         class_names=None if found is None else class_names,
+        image_range=image_range,
         statistics=_read_statistics(path, names),
     )
 
