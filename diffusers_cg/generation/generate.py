@@ -141,7 +141,7 @@ def generate_to_folder(
         "upsampler": upsampler_settings,
     }
     folder = SampleFolder(output_dir)
-    class_digits = folder.class_digits(pipe.num_classes or 1)
+    class_digits = folder.class_digits(pipe.num_classes or demands.get("number of classes") or 1)
     if class_digits > 1:
         settings["class_digits"] = class_digits
     images = images_to_draw(num_samples, classes, random_classes, seed, class_digits)
