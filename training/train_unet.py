@@ -35,8 +35,15 @@ from diffusers_cg.diffusion import augment_low_res, to_ddim_scheduler, training_
 from diffusers_cg.errors import InputError
 from diffusers_cg.generation import draw_images
 from diffusers_cg.models.fine_tuning import load_pretrained
+from diffusers_cg.training.checkpoints import state_to_resume
 from diffusers_cg.training.config import UNetSettings, parse_settings
-from diffusers_cg.training.data import TrainingImages, checked_images, examples_by_class, open_training_images
+from diffusers_cg.training.data import (
+    TrainingImages,
+    checked_images,
+    examples_by_class,
+    in_class_order,
+    open_training_images,
+)
 from diffusers_cg.training.loop import TrainingLoop, draw_generators, make_accelerator, start_from
 from diffusers_cg_cli.command import command
 
@@ -113,12 +120,17 @@ def train(settings: UNetSettings) -> None:
         InputError: if the settings, the images and the models that they name do not go together.
     """
     dataset = open_training_images(settings, labels="required" if settings.class_conditional else "optional")
-    class_names = dataset.class_names
     pretrained = None if settings.init_from is None else load_pretrained(ADMUNet2DModel, settings.init_from)
     settings = settings.resolve(pretrained)
     upsamples = settings.low_res_size is not None
 
     accelerator = make_accelerator(settings)
+    accelerator.print(dataset.summary())
+    checkpoint = state_to_resume(accelerator, settings)
+    dataset = in_class_order(
+        dataset, checkpoint.get("class_names"), None if pretrained is None else pretrained.config.class_names
+    )
+    class_names = dataset.class_names
     unet = make_unet(settings, class_names)
     if pretrained is not None:
         start_from(accelerator, unet, pretrained, settings.init_from)

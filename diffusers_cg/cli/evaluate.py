@@ -1,5 +1,6 @@
 """`diffusers-cg evaluate`: the paper's five metrics of samples."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ from pydantic import PositiveInt, model_validator
 from tyro.conf import Positional
 
 from diffusers_cg_cli.settings import input_error
-from diffusers_cg_cli.shared import DeviceSettings, Side
+from diffusers_cg_cli.shared import DeviceSettings, ImageRange, Side
 
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class ReferenceSettings(DeviceSettings):
 
     resolution: Side | None = None
     """Resize images to this side and crop them, as for training."""
+
+    image_range: ImageRange | None = None
+    """The values of black and white in images of more than 8 bits: 0 65535, say, or 0 1."""
 
     split: str | None = None
     """Of a dataset: train, validation, ...; the only one by default."""
@@ -117,7 +121,7 @@ def run(settings: EvaluateSettings) -> None:
 
 def open_sets(settings: ReferenceSettings, **sources: str) -> list["ImageSet | FeatureStatistics"]:
     """The sets of some roles, `samples` and `reference`: a flag of a role's own goes before that of all."""
-    from diffusers_cg.data import FeatureStatistics, is_dataset, open_set
+    from diffusers_cg.data import FeatureStatistics, ImageSet, is_dataset, open_set
     from diffusers_cg.generation import BESIDE_SAMPLES
 
     datasets = [role for role, source in sources.items() if is_dataset(source)]
@@ -129,7 +133,12 @@ def open_sets(settings: ReferenceSettings, **sources: str) -> list["ImageSet | F
             raise input_error(f"{', '.join(stated)} is for datasets, and {named} is none: leave it out.")
     sets = []
     for role, source in sources.items():
-        options = {"resolution": settings.resolution, "leave_out": BESIDE_SAMPLES, "progress_bar": True}
+        options = {
+            "resolution": settings.resolution,
+            "image_range": settings.image_range,
+            "leave_out": BESIDE_SAMPLES,
+            "progress_bar": True,
+        }
         for name in OF_DATASET:
             own = getattr(settings, f"{role}_{name}", None)
             options[name] = getattr(settings, name) if own is None else own
@@ -138,6 +147,9 @@ def open_sets(settings: ReferenceSettings, **sources: str) -> list["ImageSet | F
         raise input_error(
             f"--resolution is for images, and {' and '.join(sources.values())} holds statistics: leave it out."
         )
+    for images in sets:
+        if isinstance(images, ImageSet):
+            print(images.summary(), file=sys.stderr)
     return sets
 
 

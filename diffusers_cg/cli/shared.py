@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from diffusers_cg_cli.settings import Settings
 
@@ -17,6 +17,15 @@ def _number_if_it_is_one(word: int | str) -> int | str:
 
 
 Class = Annotated[NonNegativeInt | str, BeforeValidator(_number_if_it_is_one)]  # its label or its name
+
+
+def _check_range(values: list[float]) -> list[float]:
+    if values[0] == values[1]:
+        raise ValueError(f"black and white must be two values, got {values[0]:g} twice")
+    return values
+
+
+ImageRange = Annotated[list[FiniteFloat], Field(min_length=2, max_length=2), AfterValidator(_check_range)]
 
 
 class DeviceSettings(Settings):

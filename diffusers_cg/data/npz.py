@@ -12,16 +12,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from diffusers_cg.data.classes import ONLY_CLASS, Labels, name_classes
 from diffusers_cg.data.files import printable
-from diffusers_cg.data.image_sets import (
-    ONLY_CLASS,
-    ArrayImages,
-    FeatureStatistics,
-    Labels,
-    Statistics,
-    check_array,
-    name_classes,
-)
+from diffusers_cg.data.image_sets import ArrayImages, FeatureStatistics, Statistics, check_array
+from diffusers_cg.data.images import ImageRange, values_to_8_bits
 from diffusers_cg.errors import InputError
 
 
@@ -36,9 +30,9 @@ DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueEr
 class NpzImages(ArrayImages):
     """The array `arr_0` of an `.npz`. Batches are read one by one; who asks for single images gets it into memory whole."""
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int], **options):
+    def __init__(self, path: Path, dtype: np.dtype, shape: tuple[int, int, int, int], **options):
         self.path = path
-        self._shape = shape
+        self._dtype, self._shape = dtype, shape
         super(ArrayImages, self).__init__(source=printable(path), **options)
 
     @property
@@ -55,20 +49,23 @@ class NpzImages(ArrayImages):
             _read_header(member, self.path)
             for start in range(0, len(self), batch_size):
                 count = min(batch_size, len(self) - start)
-                size = count * int(np.prod(image_shape))
+                size = count * int(np.prod(image_shape)) * self._dtype.itemsize
                 try:
                     data = member.read(size)
                 except DAMAGE as error:
                     raise _damaged(self.path, error) from error
                 if len(data) < size:
                     raise _damaged(self.path, "it ends early")
-                yield np.frombuffer(data, dtype=np.uint8).reshape(count, *image_shape)
+                pixels = np.frombuffer(data, dtype=self._dtype).reshape(count, *image_shape)
+                yield values_to_8_bits(pixels, self.image_range)
 
     def content_hash(self) -> str:
         digest = hashlib.sha256()
         with open(self.path, "rb") as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
+        if self._dtype != np.uint8:
+            digest.update(str(self.image_range).encode())
         return digest.hexdigest()
 
 
@@ -77,6 +74,7 @@ def open_npz(
     labels: Labels = "ignored",
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
+    image_range: ImageRange | None = None,
     resolution: int | None = None,
 ) -> NpzImages:
     """Opens the images of an `.npz`. Its statistics are those of the images as they are stored.
@@ -91,7 +89,7 @@ def open_npz(
         raise InputError(f"{path} has no array {IMAGES} of images, only {', '.join(sorted(names)) or 'nothing'}.")
     with _open_images(path) as member:
         dtype, shape, fortran_order = _read_header(member, path)
-    shape = check_array(f"{IMAGES} of {path}", dtype, shape)
+    shape = check_array(f"{IMAGES} of {path}", dtype, shape, image_range)
     if fortran_order:
         raise InputError(f"{IMAGES} of {path} is in Fortran order: save np.ascontiguousarray(images) instead.")
     found = None
@@ -103,9 +101,11 @@ def open_npz(
     is_resized = resolution is not None and shape[1:3] != (resolution, resolution)
     return NpzImages(
         path,
+        dtype,
         shape,
         labels=found,
         class_names=None if found is None else class_names,
+        image_range=image_range,
         statistics={} if is_resized else _read_statistics(path, names),
         resolution=resolution,
     )

@@ -145,8 +145,11 @@ def generate_to_folder(
         "base": base.settings(pipe),
         "upsampler": upsampler_settings,
     }
-    images = images_to_draw(num_samples, classes, random_classes, seed)
     folder = SampleFolder(output_dir)
+    class_digits = folder.class_digits(pipe.num_classes or demands.get("number of classes") or 1)
+    if class_digits > 1:
+        settings["class_digits"] = class_digits
+    images = images_to_draw(num_samples, classes, random_classes, seed, class_digits)
     low_res_folder = SampleFolder(folder.path / LOW_RES_FOLDER)
     folder.check(settings, images)
 

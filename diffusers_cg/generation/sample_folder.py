@@ -31,15 +31,17 @@ class ImageToDraw:
     Args:
         class_label (`int`, *optional*): Its class; None where nobody needs one.
         number (`int`): Its number among those of its class.
+        class_digits (`int`): How many digits its class has in the name of its folder, with leading zeros.
     """
 
     class_label: int | None
     number: int
+    class_digits: int = 1
 
     @property
     def path(self) -> Path:
         """Its file, by class and number."""
-        folder = "images" if self.class_label is None else str(self.class_label)
+        folder = "images" if self.class_label is None else f"{self.class_label:0{self.class_digits}d}"
         return Path(folder) / f"{self.number:05d}.png"
 
     def generator(self, seed: int, stage: int) -> torch.Generator:
@@ -48,7 +50,11 @@ class ImageToDraw:
 
 
 def images_to_draw(
-    num_samples: int, classes: Sequence[int] | None = None, random_classes: bool = False, seed: int = 0
+    num_samples: int,
+    classes: Sequence[int] | None = None,
+    random_classes: bool = False,
+    seed: int = 0,
+    class_digits: int = 1,
 ) -> list[ImageToDraw]:
     """As many images, in turn of every class; of none in particular where `classes` is None.
 
@@ -59,6 +65,7 @@ def images_to_draw(
         classes (sequence of `int`, *optional*): Each once.
         random_classes (`bool`): Draw the class of every image, uniformly, instead of taking turns.
         seed (`int`): Of that draw.
+        class_digits (`int`): As of [`ImageToDraw`].
     """
     if classes is None:
         return [ImageToDraw(None, number) for number in range(num_samples)]
@@ -69,7 +76,7 @@ def images_to_draw(
     images = []
     for turn in turns:
         label = classes[turn]
-        images.append(ImageToDraw(label, counts[label]))
+        images.append(ImageToDraw(label, counts[label], class_digits))
         counts[label] += 1
     return images
 
@@ -97,6 +104,16 @@ class SampleFolder:
         """A few images to look at, (H, W) or (H, W, C) uint8: the first of every class, then the second, and so on."""
         files = sorted(self.images(), key=lambda file: (file.name, len(file.parent.name), file.parent))
         return [np.asarray(Image.open(file)) for file in files[:count]]
+
+    def class_digits(self, num_classes: int) -> int:
+        """How many digits a class has in its folder's name: those of the greatest label, but one in a folder that was begun
+        when names had no leading zeros.
+        """
+        try:
+            begun = json.loads((self.path / SETTINGS_FILE).read_text())
+        except (OSError, ValueError):  # `check` says what is wrong
+            return len(str(num_classes - 1))
+        return begun.get("class_digits", 1)
 
     def check(self, settings: dict[str, Any], images: Sequence[ImageToDraw]) -> None:
         """Sees whether these images can be drawn here; nothing is written.

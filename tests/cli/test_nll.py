@@ -167,12 +167,12 @@ def break_an_image(data):
     [
         (
             remove_a_class,
-            "{data} has 4 subfolders, but the model knows 5 classes: it must have one of images for each",
+            "{data} has 4 classes, but the model knows 5 and not their names: there must be one of images for each",
         ),
         (break_an_image, "{data}/class 3/image.png cannot be read as an image (damaged: "),
         (
             lambda data: data.rename(data.with_name("moved")),
-            "There is no folder {data}: pass a folder with one subfolder of images per class.",
+            "There is no file or folder {data}: pass an .npz or a folder of images.",
         ),
         (lambda data: [file.unlink() for file in data.rglob("*.png")], "{data} holds no images."),
     ],

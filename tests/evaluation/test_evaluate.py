@@ -423,7 +423,7 @@ BAD_SETS = {
     "{path} is no .npz, or is truncated or damaged (": truncated,
     "{path} is no .npz, or is truncated or damaged (Bad CRC-32": damaged,
     "{path} has no array arr_0 of images, only images.": lambda path: save_npz(path, images=SAMPLES),
-    "arr_0 of {path} is of dtype float64: images must be uint8": lambda path: save_npz(path, SAMPLES * np.nan),
+    "arr_0 of {path} is of dtype float64: images are uint8": lambda path: save_npz(path, SAMPLES * np.nan),
     "arr_0 of {path} has the shape (30, 3, 8, 8): images must be (N, H, W, C) with 1 or 3 channels. Move the": (
         lambda path: save_npz(path, np.ascontiguousarray(SAMPLES.transpose(0, 3, 1, 2)))
     ),
@@ -439,8 +439,8 @@ BAD_SETS = {
 @pytest.mark.parametrize(
     ("images", "error", "said"),
     [
-        (np.full((5, 8, 8, 3), np.nan), ValueError, "The array is of dtype float64: images must be uint8, in 0..255."),
-        (SAMPLES.astype(np.int64), ValueError, "The array is of dtype int64: images must be uint8, in 0..255."),
+        (np.full((5, 8, 8, 3), np.nan), ValueError, "The array is of dtype float64: images are uint8, in 0..255"),
+        (SAMPLES.astype(np.int64), ValueError, "The array is of dtype int64: images are uint8, in 0..255"),
         (
             SAMPLES.transpose(0, 3, 1, 2),
             ValueError,
