@@ -414,7 +414,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         inputs = {"class_labels": class_labels} if self.is_conditional else {}
         if low_res is not None:
             inputs["low_res"] = low_res
-        with keeping_weights():
+        with keeping_weights(self.unet):
             model_output = self.unet(sample.to(self.unet.dtype), timestep, **inputs).sample.float()
         return diffusion.predict(model_output, sample, timestep, diffusion.clip_range)
 
