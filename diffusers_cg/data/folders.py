@@ -125,31 +125,38 @@ def list_images(root: Path, left_out: Counter, unwanted: Sequence[str] = ()) -> 
     """
     seen = set()
 
-    def listed(directory: Path) -> Iterator[Path]:
+    def is_new(directory: Path) -> bool:
         status = directory.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            left_out["linked folders that are read already"] += 1
-            return
+        is_known = (status.st_dev, status.st_ino) in seen
         seen.add((status.st_dev, status.st_ino))
+        left_out["linked folders that are read already"] += is_known
+        return not is_known
+
+    def listed(directory: Path) -> Iterator[Path]:
         with os.scandir(directory) as found:
             entries = sorted(found, key=lambda entry: entry.name)
-        for entry in entries:
-            path = directory / entry.name
-            suffix = path.suffix.lower()
-            there = path if entry.is_symlink() else entry  # which knows without asking the disk again
-            if entry.name.startswith("."):
-                left_out["hidden"] += 1
-            elif directory == root and entry.name in unwanted:
-                left_out[entry.name] += 1
-            elif there.is_dir():
-                yield from listed(path)
-            elif not there.is_file():
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+        left_out["hidden"] += len(entries) - len(shown)
+        # which know without asking the disk again, but for links
+        there = {entry.name: directory / entry.name if entry.is_symlink() else entry for entry in shown}
+        subfolders = {name for name, entry in there.items() if entry.is_dir()}
+        # all of them at once: a class folder is none of another class that links to it
+        new_ones = {name for name in sorted(subfolders) if is_new(directory / name)}
+        for name, entry in there.items():
+            suffix = Path(name).suffix.lower()
+            if directory == root and name in unwanted:
+                left_out[name] += 1
+            elif name in subfolders:
+                if name in new_ones:
+                    yield from listed(directory / name)
+            elif not entry.is_file():
                 left_out["broken links"] += 1
             elif NO_IMAGES.fullmatch(suffix):
                 left_out[suffix] += 1
             else:
-                yield path
+                yield directory / name
 
+    is_new(root)
     yield from listed(root)
 
 

@@ -187,7 +187,7 @@ def resolve_timesteps(
         InputError: if there are too few or too many steps, or the timesteps given are not whole numbers, out of range
             or not decreasing.
     """
-    name, num_train_timesteps = type(scheduler).__name__, scheduler.config.num_train_timesteps
+    num_train_timesteps = scheduler.config.num_train_timesteps
     if timesteps is not None:
         timesteps = _whole_numbers(timesteps)
         check_timesteps(timesteps, num_train_timesteps)
@@ -196,7 +196,9 @@ def resolve_timesteps(
         elif "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
             _set_timesteps(scheduler, timesteps=timesteps)
         else:
-            raise InputError(f"{name} takes no `timesteps` of its own: pass `num_inference_steps`.")
+            raise InputError(
+                f"{type(scheduler).__name__} takes no `timesteps` of its own: pass `num_inference_steps`."
+            )
         return timesteps
 
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, Integral):
@@ -213,13 +215,7 @@ def resolve_timesteps(
         scheduler.timesteps = torch.tensor(paper)
         return paper
     _space(scheduler, number)
-    spaced = scheduler.timesteps.long().tolist()
-    if not all(0 <= t < num_train_timesteps for t in spaced):
-        raise InputError(
-            f"{name} spaces {number} steps out of the timesteps of training, 0 to {num_train_timesteps - 1}: take another "
-            "number of steps, or another timestep_spacing or steps_offset of the scheduler."
-        )
-    return spaced
+    return scheduler.timesteps.long().tolist()
 
 
 def _paper_timesteps(scheduler: SchedulerMixin, num_inference_steps: int) -> list[int] | None:
@@ -243,21 +239,18 @@ def _paper_timesteps(scheduler: SchedulerMixin, num_inference_steps: int) -> lis
 
 
 def _space(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
-    """Sets timesteps as the scheduler spaces them, or evenly from the last one, where "leading" would start far below it.
+    """Sets timesteps as the scheduler spaces them, or evenly from the last one, where those start or end wrongly.
 
-    "leading" takes whole strides alone: 600 steps of 1,000 would start at timestep 600 or 599, which is not pure noise.
+    "leading" takes whole strides alone: 600 steps of 1,000 would start at timestep 600 or 599, which is not pure noise. An offset
+    may lead beyond the last timestep, and "trailing", which adds up fractions, below 0.
     """
-    num_train_timesteps = scheduler.config.num_train_timesteps
+    num_train_timesteps, spacing = scheduler.config.num_train_timesteps, scheduler.config.get("timestep_spacing")
     _set_timesteps(scheduler, num_inference_steps)
-    below_last = num_train_timesteps - 1 - scheduler.timesteps.max().item()
-    far_below = below_last > min(2 / num_inference_steps, 0.4) * num_train_timesteps
-    if far_below and scheduler.config.get("timestep_spacing") == "leading":
+    first, last = scheduler.timesteps.max().item(), scheduler.timesteps.min().item()
+    far_below = num_train_timesteps - 1 - first > min(2 / num_inference_steps, 0.4) * num_train_timesteps
+    if first >= num_train_timesteps or last < 0 or (spacing == "leading" and far_below):
         scheduler.register_to_config(timestep_spacing="linspace", steps_offset=0)
         _set_timesteps(scheduler, num_inference_steps)
-    if isinstance(scheduler, DDIMScheduler | DDPMScheduler):
-        # diffusers' "trailing" may add a timestep below 0, and an offset one beyond the last
-        timesteps = scheduler.timesteps.clamp(0, num_train_timesteps - 1).unique().flip(0)
-        scheduler.timesteps = timesteps[:num_inference_steps]
 
 
 def _set_timesteps(scheduler: SchedulerMixin, *args, **kwargs) -> None:

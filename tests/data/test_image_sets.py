@@ -10,6 +10,7 @@ from PIL import Image
 
 from diffusers_cg.data import (
     FeatureStatistics,
+    check_images,
     find_bad_images,
     open_folder,
     open_images,
@@ -18,6 +19,7 @@ from diffusers_cg.data import (
 )
 from diffusers_cg.data.images import resize_and_crop
 from diffusers_cg.errors import InputError
+from diffusers_cg.training.data import in_class_order
 
 
 def pixels(count=30, size=8, channels=3, seed=0):
@@ -229,7 +231,69 @@ def test_the_same_part_of_every_class_is_held_out_and_never_all_of_one(counts, p
         images.split(len(labels) - 1, 0)
 
 
+def test_a_fingerprint_tells_other_images_wherever_they_lie(tmp_path):
+    images = open_folder(save_folder(tmp_path / "a", pixels(9)), "required")
+    again = open_folder(save_folder(tmp_path / "elsewhere" / "b", pixels(9)), "required")
+    assert images.fingerprint() == again.fingerprint()
+    array, loaded = open_images(pixels(9)), open_images(save_npz(tmp_path / "a.npz", pixels(9)))
+    assert array.fingerprint() == loaded.fingerprint()
+    changed = pixels(9)
+    changed[4, 0, 0, 0] ^= 1
+    others = [
+        open_folder(save_folder(tmp_path / "c", changed), "required"),
+        open_folder(save_folder(tmp_path / "d", pixels(8)), "required"),
+        dataclasses.replace(again, labels=again.labels[::-1]),
+        again.select(range(9)[::-1]),
+        open_images(changed),
+    ]
+    assert len({other.fingerprint() for other in [images, array, *others]}) == 7
+
+
+def test_a_set_of_the_same_classes_in_another_order(tmp_path):
+    images = open_folder(save_folder(tmp_path / "a", pixels(6)), "required")
+    assert in_class_order(images, None, ["0", "1"]) is images
+    ordered = in_class_order(images, None, ["02", "00", "01"], ["0", "1", "2"])
+    assert ordered.class_names == ["02", "00", "01"] and ordered.labels.tolist() == [1, 1, 2, 2, 0, 0]
+
+
 # ------------------------------------------------------------------------------------------------------------ bad images
+
+
+def test_pictures_that_come_out_constant_are_warned_of(tmp_path):
+    save_image(tmp_path / "black.png", np.zeros((8, 8, 3), dtype=np.uint8))
+    save_image(tmp_path / "other.png", pixels(1)[0])
+    for look in (find_bad_images, lambda images: list(images.batches(2))):
+        with pytest.warns(UserWarning, match="1 of 2 images of .* one single colour .*black.png.*--image_range"):
+            look(open_images(tmp_path))
+
+
+def test_a_range_of_values_is_that_of_every_source(tmp_path):
+    whole = pixels(3, channels=1)
+    floats = (whole.astype(np.float32) / 255) * 2 - 1
+    for number, image in enumerate(floats):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{number}.tif")
+    features = datasets.Features({"image": datasets.Array2D((8, 8), "float32")})
+    rows = datasets.Dataset.from_dict({"image": floats[..., 0]}, features=features)
+    sources = [
+        (tmp_path, {}),
+        (floats, {}),
+        (save_npz(tmp_path / "a.npz", floats), {}),
+        (rows, {"image_column": "image"}),
+    ]
+    for source, options in sources:
+        images = open_images(source, image_range=(-1, 1), **options)
+        assert np.array_equal([np.asarray(stored.load(1))[..., None] for stored in images], whole)
+    for source, _ in sources[:3]:
+        assert np.array_equal(all_images(source, image_range=(-1, 1)), whole)
+
+
+def test_parts_that_look_at_images_see_each_once(tmp_path):
+    folder = save_folder(tmp_path / "folder", pixels(7))
+    (folder / "0" / "notes").write_text("not an image")
+    images = open_folder(folder, "required")
+    found = [check_images(images, part=part, num_parts=3).faults for part in range(3)]
+    assert sorted(index for faults in found for index in faults) == sorted(find_bad_images(images))
+    assert sum(map(len, found)) == 1
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -1,5 +1,6 @@
 """What the training commands refuse: exit status 2, one sentence, no traceback, nothing written."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -275,6 +276,29 @@ def test_resume_with_classes_of_other_names(refusal, stopped, folder):
     (folder / "2").rename(folder / "two")
     said = refusal("train_unet", train_data_dir=folder, resume_from_checkpoint=stopped / "checkpoint-1")
     assert "class_names=['0', '1', '2'], now it is ['0', '1', 'two']: the two cannot be joined" in said
+
+
+def test_resume_on_other_images(refusal, train, stopped, folder, tmp_path):
+    other = sorted((folder / "1").glob("*.png"))
+    for file, content in zip(other, [file.read_bytes() for file in other[::-1]]):
+        file.write_bytes(content)  # as many, of the same classes
+    flags = {"train_data_dir": folder, "resume_from_checkpoint": stopped / "checkpoint-1"}
+    said = refusal("train_unet", **flags)
+    assert "was trained on other images than these" in said and "--allow_other_images" in said
+    for meant in (other[0].unlink, lambda: None):
+        ended = train("train_unet", output_dir=tmp_path / "output", allow_other_images=True, **flags)
+        assert "Resumed from" in ended.output
+        meant()
+
+
+def test_resume_with_the_same_classes_written_otherwise(train, stopped, folder, few_digits, tmp_path):
+    """The folder lies elsewhere, and its names have leading zeros now."""
+    for name in "012":
+        (folder / name).rename(folder / f"0{name}")
+    flags = {"train_data_dir": folder, "resume_from_checkpoint": stopped / "checkpoint-1", "max_train_steps": 2}
+    train("train_unet", output_dir=tmp_path / "output", **flags)
+    config = json.loads((tmp_path / "output" / "unet" / "config.json").read_text())
+    assert config["class_names"] == ["0", "1", "2"]
 
 
 def test_resume_a_classifier_from_a_unet(refusal, stopped):
