@@ -366,9 +366,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """Raises `InputError` where a call with these arguments would; nothing is computed or drawn."""
         self.check_output_type(output_type)
         shape = self.prepare_shape(height, width)
-        labels = self.prepare_class_labels(class_labels, batch_size)
         scheduler, _ = self.prepare_steps(num_inference_steps, timesteps)
         check_eta(eta, scheduler)
+        labels = self.prepare_class_labels(class_labels, batch_size)
         self.prepare_guidance(guidance, labels, classifier_scale, num_images(labels, batch_size), shape)
 
     def check_output_type(self, output_type: str) -> None:

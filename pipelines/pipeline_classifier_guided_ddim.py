@@ -139,10 +139,10 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         self.check_output_type(output_type)
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         shape = self.prepare_shape(height, width)
-        labels = self.prepare_class_labels(class_labels, batch_size)
-        batch_size = num_images(labels, batch_size)
         scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         check_eta(eta, scheduler)
+        labels = self.prepare_class_labels(class_labels, batch_size)
+        batch_size = num_images(labels, batch_size)
         guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape)
         latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
         look = partial(
@@ -187,10 +187,10 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
             InputError: if an input is out of range or missing; nothing has been computed by then.
         """
         shape = self.prepare_shape(height, width)
+        _, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         sample = self.prepare_image(image, shape)
         labels = self.prepare_class_labels(class_labels, len(sample))
         unguided = self.prepare_guidance(None, labels, 0.0, len(sample), shape)
-        _, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         look = partial(
             self.look,
             diffusion=diffusion,

@@ -117,9 +117,9 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         self.check_output_type(output_type)
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         shape = self.prepare_shape(height, width)
+        _, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         labels = self.prepare_class_labels(class_labels, batch_size)
         batch_size = num_images(labels, batch_size)
-        _, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape)
         latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
         look = partial(

@@ -146,10 +146,10 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         self.check_output_type(output_type)
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         shape = self.prepare_shape()
-        low_res = self.prepare_image(image, self.low_res_shape)
-        labels = self.prepare_class_labels(class_labels, len(low_res))
         scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         check_eta(eta, scheduler)
+        low_res = self.prepare_image(image, self.low_res_shape)
+        labels = self.prepare_class_labels(class_labels, len(low_res))
         guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res), shape)
         latents = self.prepare_latents(len(low_res), generator, latents, shape)
         noise = None

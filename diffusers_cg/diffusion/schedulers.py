@@ -247,7 +247,7 @@ def _space(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
     num_train_timesteps, spacing = scheduler.config.num_train_timesteps, scheduler.config.get("timestep_spacing")
     _set_timesteps(scheduler, num_inference_steps)
     first, last = scheduler.timesteps.max().item(), scheduler.timesteps.min().item()
-    far_below = num_train_timesteps - 1 - first > min(2 / num_inference_steps, 0.4) * num_train_timesteps
+    far_below = num_train_timesteps - 1 - first > min(max(2 / num_inference_steps, 0.1), 0.4) * num_train_timesteps
     if first >= num_train_timesteps or last < 0 or (spacing == "leading" and far_below):
         scheduler.register_to_config(timestep_spacing="linspace", steps_offset=0)
         _set_timesteps(scheduler, num_inference_steps)
@@ -286,5 +286,6 @@ def warn_of_amplification(diffusion: GaussianDiffusion) -> None:
     if amplification > MAX_AMPLIFICATION:
         logger.warning(
             f"The first step, from timestep {diffusion.timesteps[0]}, multiplies what guidance adds by "
-            f"{amplification:.0f}: guided images will be ruined. Give the scheduler timestep_spacing='leading'."
+            f"{amplification:.0f}: guided images will be ruined. Give the scheduler timestep_spacing='leading' and take a number "
+            f"of steps that divides {diffusion.num_train_timesteps}, or `timesteps` that start at a smaller one."
         )
