@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
 
 from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
 from diffusers_cg.data import ImageSet, ImageStream
-from diffusers_cg.diffusion import UniformSampler, training_scheduler
+from diffusers_cg.diffusion import UniformSampler
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.models.fine_tuning import load_pretrained
 from diffusers_cg.training.checkpoints import state_to_resume
@@ -81,7 +82,7 @@ def train(settings: ClassifierSettings) -> None:
     classifier = make_classifier(settings, dataset.class_names)
     if pretrained is not None:
         start_from(accelerator, classifier, pretrained, settings.init_from)
-    scheduler = training_scheduler(settings.ddpm_num_steps, settings.ddpm_beta_schedule)
+    scheduler = DDPMScheduler(num_train_timesteps=settings.ddpm_num_steps, beta_schedule=settings.ddpm_beta_schedule)
     diffusion = GaussianDiffusion.from_scheduler(scheduler)
 
     @torch.no_grad()
