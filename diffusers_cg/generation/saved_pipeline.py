@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 PIPELINES = {"ddpm": ClassifierGuidedDDPMPipeline, "ddim": ClassifierGuidedDDIMPipeline}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+TRAINED_WITH = {"num_train_timesteps", "rescale_timesteps", "beta_schedule", "prediction_type"}
+"""What networks came to state; where they do not, folders begun before go on."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,11 @@ def fingerprint(pipe: ClassifierGuidedPipeline) -> str:
     for name, component in sorted(pipe.components.items()):
         if component is None:
             continue
-        config = {key: value for key, value in component.config.items() if not key.startswith("_")}
+        config = {
+            key: value
+            for key, value in component.config.items()
+            if not key.startswith("_") and (value or key not in TRAINED_WITH)
+        }
         digest.update(f"{name} {json.dumps(config, sort_keys=True, default=str)}".encode())
         if isinstance(component, ModelMixin):
             for key, tensor in sorted(component.state_dict().items()):
