@@ -111,9 +111,9 @@ class SampleFolder:
         """
         try:
             begun = json.loads((self.path / SETTINGS_FILE).read_text())
-        except (OSError, ValueError):  # `check` says what is wrong
+        except (OSError, ValueError):
             return len(str(num_classes - 1))
-        return begun.get("class_digits", 1)
+        return begun.get("class_digits", 1) if isinstance(begun, dict) else 1  # `check` says what is wrong
 
     def check(self, settings: dict[str, Any], images: Sequence[ImageToDraw]) -> None:
         """Sees whether these images can be drawn here; nothing is written.
