@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from diffusers_cg.data.files import atomic_directory, partial_path
+from diffusers_cg.diffusion import TRAINED_WITH
 from diffusers_cg.errors import InputError
 
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from diffusers_cg.training.config import TrainingSettings
 
 STATE_FILE = "training_state.json"
-PROCESS = {"num_train_timesteps", "rescale_timesteps", "beta_schedule", "prediction_type"}  # what a model states of it
 BEFORE = {"prediction_type": "epsilon", "rescale_timesteps": False}  # of trainings that had no such settings yet
 TORCH_WRITER = "inline_container.cc"  # whose RuntimeError says no more than that a file is not as long as it should be
 
@@ -177,7 +177,7 @@ def _matching_state(directory: Path, model_config: dict[str, Any], settings: dic
         name
         for name in model_config.keys() | state["model_config"].keys()
         if not name.startswith("_")
-        and name not in {"class_names", *PROCESS}  # the settings have them
+        and name not in ("class_names", *TRAINED_WITH)  # the settings have them
         and model_config.get(name) != state["model_config"].get(name)
     )
     if differing:

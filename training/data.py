@@ -23,14 +23,13 @@ from diffusers_cg.data import (
     ImageSet,
     ImageStream,
     StoredImage,
-    check_images,
+    look_at_images,
     open_dataset,
     open_folder,
     readable_images,
 )
 from diffusers_cg.data.classes import Labels, same_classes
 from diffusers_cg.data.hf_datasets import is_dataset
-from diffusers_cg.data.image_sets import warn_of_constant
 from diffusers_cg.data.images import downscale, resize_and_crop, to_tensor
 from diffusers_cg.errors import InputError
 
@@ -153,13 +152,13 @@ def checked_images(images: ImageSet | ImageStream, settings: "DataSettings") -> 
     if isinstance(images, ImageStream) or not settings.verify_images:
         return images
     processes = PartialState()
-    checked = check_images(images, settings.dataloader_num_workers, processes.process_index, processes.num_processes)
+    checked = look_at_images(images, settings.dataloader_num_workers, processes.process_index, processes.num_processes)
     checked = Checked(
         faults=dict(sorted(gather_object(list(checked.faults.items())))),
         constant=sorted(gather_object(checked.constant)),
     )
     if processes.is_main_process:
-        warn_of_constant(images.source, [images[index].name for index in checked.constant], len(images))
+        checked.warn(images)
     return readable_images(images, settings.skip_bad_images, checked=checked, say=processes.print)
 
 

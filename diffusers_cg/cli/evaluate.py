@@ -8,7 +8,7 @@ from pydantic import PositiveInt, model_validator
 from tyro.conf import Positional
 
 from diffusers_cg_cli.settings import input_error
-from diffusers_cg_cli.shared import DeviceSettings, ImageRange, Side
+from diffusers_cg_cli.shared import DeviceSettings, ImageSettings, Side
 
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ INCEPTION = "inception"
 OF_DATASET = ("split", "config_name", "image_column")
 
 
-class ReferenceSettings(DeviceSettings):
+class ReferenceSettings(ImageSettings, DeviceSettings):
     """What samples are compared with, and by which features."""
 
     reference: str
@@ -29,18 +29,6 @@ class ReferenceSettings(DeviceSettings):
 
     resolution: Side | None = None
     """Resize images to this side and crop them, as for training."""
-
-    image_range: ImageRange | None = None
-    """The values of black and white in images of more than 8 bits: 0 65535, say, or 0 1."""
-
-    split: str | None = None
-    """Of a dataset: train, validation, ...; the only one by default."""
-
-    config_name: str | None = None
-    """Configuration of a dataset that has several."""
-
-    image_column: str | None = None
-    """Of a dataset; its only column of images by default."""
 
     extractor: str = INCEPTION
     """inception, or module:function of your own."""

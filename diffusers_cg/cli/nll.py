@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from diffusers_cg_cli.shared import BatchSettings, ImageRange
+from diffusers_cg_cli.shared import BatchSettings, ImageSettings
 
 
 if TYPE_CHECKING:
     from diffusers_cg.data import StoredImage
 
 
-class NLLSettings(BatchSettings):
+class NLLSettings(ImageSettings, BatchSettings):
     """Measures bits per dimension of images by the variational bound: nll.json, terms.npz and nll.png.
 
     Images are resized and cropped in the middle as for training.
@@ -29,20 +29,8 @@ class NLLSettings(BatchSettings):
     num_inference_steps: PositiveInt | None = None
     """Timesteps of the process; all by default."""
 
-    image_range: ImageRange | None = None
-    """The values of black and white in images of more than 8 bits: 0 65535, say, or 0 1."""
-
     class_from_file_name: bool = False
     """The class of a file is what stands before the first _ in its name, not its folder."""
-
-    split: str | None = None
-    """Of a dataset: train, validation, ...; the only one by default."""
-
-    config_name: str | None = None
-    """Configuration of a dataset that has several."""
-
-    image_column: str | None = None
-    """Of a dataset; its only column of images by default."""
 
     label_column: str | None = None
     """Of a dataset; by default its only one of class labels, or else label or cls."""

@@ -28,6 +28,20 @@ def _check_range(values: list[float]) -> list[float]:
 ImageRange = Annotated[list[FiniteFloat], Field(min_length=2, max_length=2), AfterValidator(_check_range)]
 
 
+class ImageSettings(Settings):
+    image_range: ImageRange | None = None
+    """The values of black and white in images of more than 8 bits: 0 65535, say, or 0 1."""
+
+    split: str | None = None
+    """Of a dataset: train, validation, ...; the only one by default."""
+
+    config_name: str | None = None
+    """Configuration of a dataset that has several."""
+
+    image_column: str | None = None
+    """Of a dataset; its only column of images by default."""
+
+
 class DeviceSettings(Settings):
     device: str | None = None
     """cuda, cpu, ...; a GPU if there is one by default."""

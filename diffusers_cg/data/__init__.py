@@ -1,6 +1,6 @@
 """Images from wherever they are, as the networks, the metrics and people want them."""
 
-from diffusers_cg.data.bad_images import Checked, check_images, find_bad_images, readable_images
+from diffusers_cg.data.bad_images import Checked, find_bad_images, look_at_images, readable_images
 from diffusers_cg.data.folders import open_folder
 from diffusers_cg.data.hf_datasets import ImageStream, is_dataset, open_dataset
 from diffusers_cg.data.image_sets import FeatureStatistics, ImageSet, StoredImage
@@ -14,9 +14,9 @@ __all__ = [
     "ImageStream",
     "Source",
     "StoredImage",
-    "check_images",
     "find_bad_images",
     "is_dataset",
+    "look_at_images",
     "open_dataset",
     "open_folder",
     "open_images",

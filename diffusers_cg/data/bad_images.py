@@ -24,8 +24,12 @@ class Checked(NamedTuple):
     faults: dict[int, str]
     constant: list[int]
 
+    def warn(self, images: ImageSet) -> None:
+        """Warns, once, of those of the images that come out in one colour."""
+        warn_of_constant(images.source, [images[index].name for index in self.constant], len(images))
 
-def check_images(images: ImageSet, num_workers: int = 0, part: int = 0, num_parts: int = 1) -> Checked:
+
+def look_at_images(images: ImageSet, num_workers: int = 0, part: int = 0, num_parts: int = 1) -> Checked:
     """Decodes every image once, or those of one of several parts.
 
     Args:
@@ -63,8 +67,8 @@ def find_bad_images(images: ImageSet, num_workers: int = 0) -> dict[int, str]:
     """Decodes every image once; returns the fault of each that cannot be read, by its index. Warns, once, of those that come
     out in one colour.
     """
-    checked = check_images(images, num_workers)
-    warn_of_constant(images.source, [images[index].name for index in checked.constant], len(images))
+    checked = look_at_images(images, num_workers)
+    checked.warn(images)
     return checked.faults
 
 

@@ -89,7 +89,7 @@ def atomic_directory(path: str | Path, replaces: str = "*") -> Iterator[Path]:
 
 
 def partial_path(path: Path) -> Path:
-    """Where [`atomic_directory`] writes before it renames."""
+    """Where what is written whole or not at all lies until it is renamed."""
     return path.with_name(f".{path.name}.partial")
 
 

@@ -121,13 +121,10 @@ def load_image(
         raise InputError(f"{name or content} cannot be read as an image: {describe_fault(error)}.") from error
 
 
-def image_fault(content: Content, image_range: ImageRange | None = None) -> str | None:
-    """Why [`load_image`] cannot read something; None if it can. (What has 3 channels can have 1 or 4.)"""
-    return look_at_image(content, image_range)[0]
-
-
 def look_at_image(content: Content, image_range: ImageRange | None = None) -> tuple[str | None, bool]:
-    """The [`image_fault`] of something, and whether all its pixels come out in one colour."""
+    """Why [`load_image`] cannot read something, None if it can (what has 3 channels can have 1 or 4), and whether all its
+    pixels come out in one colour.
+    """
     try:
         extrema = _load(content, 3, image_range).getextrema()
     except DECODING_ERRORS as error:

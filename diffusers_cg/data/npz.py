@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from diffusers_cg.data.classes import ONLY_CLASS, Labels, name_classes
-from diffusers_cg.data.files import printable
+from diffusers_cg.data.files import partial_path, printable
 from diffusers_cg.data.image_sets import ArrayImages, FeatureStatistics, Statistics, check_array
 from diffusers_cg.data.images import ImageRange, values_to_8_bits
 from diffusers_cg.errors import InputError
@@ -120,9 +120,7 @@ def open_statistics(path: Path) -> FeatureStatistics | None:
     names = _member_names(path)
     if IMAGES in names or not set(STATISTICS["pool"]) <= names:
         return None
-    made_by = {}
-    if MADE_BY in names:
-        made_by = _read_made_by(path)
+    made_by = _read_made_by(path) if MADE_BY in names else {}
     return FeatureStatistics(printable(path), _read_statistics(path, names), made_by)
 
 
@@ -138,7 +136,7 @@ def write_statistics(path: str | Path, statistics: Statistics, made_by: dict[str
     path = Path(path)
     arrays = {name: array for kind, pair in statistics.items() for name, array in zip(STATISTICS[kind], pair)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     try:
         with open(partial, "wb") as file:
             np.savez(file, **arrays, **{MADE_BY: json.dumps(made_by)})

@@ -19,6 +19,7 @@ from diffusers_cg.diffusion.losses import (
     variational_bound_term,
 )
 from diffusers_cg.diffusion.schedulers import (
+    TRAINED_WITH,
     check_eta,
     check_trained_process,
     is_ancestral,
@@ -33,6 +34,7 @@ from diffusers_cg.diffusion.timestep_samplers import LossSecondMomentSampler, Ti
 
 
 __all__ = [
+    "TRAINED_WITH",
     "BitsPerDimension",
     "Gaussian",
     "GaussianDiffusion",

@@ -38,6 +38,9 @@ SOLVERS = (
 )
 """What steps on guided noise (Algorithm 2): schedulers whose samples keep variance, from noise predictions."""
 
+TRAINED_WITH = ("num_train_timesteps", "rescale_timesteps", "beta_schedule", "prediction_type")
+"""What a network's config states of the process that it was trained with, None or False where it does not."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -161,7 +164,7 @@ def scheduler_on_guided_noise(scheduler: SchedulerMixin, diffusion: GaussianDiff
 def check_trained_process(scheduler: SchedulerMixin, **models: ConfigMixin) -> None:
     """Raises `InputError` where a network, by what it is called, states another process than the scheduler's."""
     for name, model in models.items():
-        for word in ("num_train_timesteps", "beta_schedule", "prediction_type"):
+        for word in TRAINED_WITH:
             stated, here = model.config.get(word), scheduler.config.get(word)
             if word == "beta_schedule" and scheduler.config.get("trained_betas") is not None:
                 continue

@@ -117,7 +117,9 @@ def generate_to_folder(
     device = processes.device if device is None else resolve_device(device)
 
     # both are loaded, one at a time, to see that everything fits before anything is computed; the first one stays
-    pipe = base.load()
+    pipe = None
+    if classes is not None or upsampler is None:
+        pipe = base.load()
     asked_classes = classes = None if classes is None else class_labels(pipe, classes)
     upsampler_settings, demands = None, {}
     if upsampler is not None:

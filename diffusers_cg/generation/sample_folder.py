@@ -108,12 +108,12 @@ class SampleFolder:
     def class_digits(self, num_classes: int) -> int:
         """How many digits a class has in its folder's name: those of the greatest label, but one in a folder that was begun
         when names had no leading zeros.
+
+        Raises:
+            InputError: if the folder's settings cannot be read.
         """
-        try:
-            begun = json.loads((self.path / SETTINGS_FILE).read_text())
-        except (OSError, ValueError):
-            return len(str(num_classes - 1))
-        return begun.get("class_digits", 1) if isinstance(begun, dict) else 1  # `check` says what is wrong
+        file = self.path / SETTINGS_FILE
+        return read_json(file).get("class_digits", 1) if file.is_file() else len(str(num_classes - 1))
 
     def check(self, settings: dict[str, Any], images: Sequence[ImageToDraw]) -> None:
         """Sees whether these images can be drawn here; nothing is written.

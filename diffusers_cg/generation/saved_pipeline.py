@@ -13,7 +13,7 @@ import torch
 from diffusers import ModelMixin
 
 from diffusers_cg.data.files import read_json
-from diffusers_cg.diffusion import check_augmentation_level, to_ddim_scheduler, to_ddpm_scheduler
+from diffusers_cg.diffusion import TRAINED_WITH, check_augmentation_level, to_ddim_scheduler, to_ddpm_scheduler
 from diffusers_cg.errors import InputError
 from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
@@ -27,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 PIPELINES = {"ddpm": ClassifierGuidedDDPMPipeline, "ddim": ClassifierGuidedDDIMPipeline}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-TRAINED_WITH = {"num_train_timesteps", "rescale_timesteps", "beta_schedule", "prediction_type"}
-"""What networks came to state; where they do not, folders begun before go on."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +79,8 @@ class SavedPipeline:
             return pipeline_class.from_pretrained(self.path, dtype=self.dtype)
         except InputError:
             raise
-        except (
-            ValueError,
-            NotImplementedError,
-        ) as error:  # diffusers' own, of a folder or repository that holds something else
+        # diffusers' own, of a folder or repository that holds something else
+        except (ValueError, NotImplementedError) as error:
             raise InputError(f"{self.path} does not load as a {pipeline_class.__name__}: {error}") from error
 
     @property
@@ -148,7 +144,7 @@ def fingerprint(pipe: ClassifierGuidedPipeline) -> str:
     for name, component in sorted(pipe.components.items()):
         if component is None:
             continue
-        config = {
+        config = {  # folders begun before networks stated how they were trained go on
             key: value
             for key, value in component.config.items()
             if not key.startswith("_") and (value or key not in TRAINED_WITH)

@@ -241,11 +241,8 @@ def load_published(folder: Path) -> ClassifierGuidedPipeline | ModelMixin:
             model = NoisyClassifierModel.from_pretrained(folder)
         else:
             raise InputError(f"it has no {INDEX_FILE}, and is no {NoisyClassifierModel.__name__}")
-    except (
-        ValueError,
-        NotImplementedError,
-        OSError,
-    ) as error:  # diffusers' own on what a folder lacks, and safetensors'
+    # diffusers' own on what a folder lacks, and safetensors'
+    except (ValueError, NotImplementedError, OSError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"{folder} is not published, because it does not load: {reason}.") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu")

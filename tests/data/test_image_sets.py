@@ -10,8 +10,8 @@ from PIL import Image
 
 from diffusers_cg.data import (
     FeatureStatistics,
-    check_images,
     find_bad_images,
+    look_at_images,
     open_folder,
     open_images,
     open_set,
@@ -291,7 +291,7 @@ def test_parts_that_look_at_images_see_each_once(tmp_path):
     folder = save_folder(tmp_path / "folder", pixels(7))
     (folder / "0" / "notes").write_text("not an image")
     images = open_folder(folder, "required")
-    found = [check_images(images, part=part, num_parts=3).faults for part in range(3)]
+    found = [look_at_images(images, part=part, num_parts=3).faults for part in range(3)]
     assert sorted(index for faults in found for index in faults) == sorted(find_bad_images(images))
     assert sum(map(len, found)) == 1
 

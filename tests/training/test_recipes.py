@@ -10,10 +10,10 @@ import torch
 from reference import DATA
 
 from diffusers_cg import DIGITS
+from diffusers_cg.diffusion import TRAINED_WITH
 from diffusers_cg.errors import InputError
 from diffusers_cg.models.presets import PRESETS
 from diffusers_cg.training import train_classifier, train_unet
-from diffusers_cg.training.checkpoints import PROCESS
 from diffusers_cg.training.config import RECIPES, UNetSettings
 from diffusers_cg.training.loop import accumulation_steps
 
@@ -101,7 +101,7 @@ def test_models_of_digits_are_those_that_ship(recipe):
         for name in [name for name, value in settings.items() if name.startswith("_") or value is None]:
             del settings[name]
     # of the trained process they say nothing: they are older than these words
-    assert {name: value for name, value in config.items() if name not in PROCESS} == shipped
+    assert {name: value for name, value in config.items() if name not in TRAINED_WITH} == shipped
 
 
 # ------------------------------------------------------------------------------------------------ file and command line
