@@ -16,7 +16,8 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # as of stderr: not every path can be written
+            # as of stderr: not every path can be written; lines stand in a log at once, and before the error that they lead to
+            sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
         try:
             return main(*args, **kwargs)
         except Exception as error:
