@@ -3,7 +3,7 @@
 import json
 import reprlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diffusers_cg.training.config import TrainingSettings
 
 STATE_FILE = "training_state.json"
+LEARNING_RATE = ("learning_rate", "lr_scheduler", "lr_warmup_steps")  # settings that --overwrite_learning_rate is for
 BEFORE = {"prediction_type": "epsilon", "rescale_timesteps": False}  # of trainings that had no such settings yet
 TORCH_WRITER = "inline_container.cc"  # whose RuntimeError says no more than that a file is not as long as it should be
 
@@ -69,7 +70,7 @@ class Checkpoints:
                     "or pass --overwrite_output_dir to remove them."
                 )
 
-        self._on_main(refuse)
+        on_main_process(self.accelerator, refuse)
 
     def remove_others(self, resumed: Path | None) -> None:
         """Removes the checkpoints [`of_another_run`]. All processes call it."""
@@ -78,7 +79,7 @@ class Checkpoints:
             for path in self.of_another_run(resumed):
                 _remove(path)
 
-        self._on_main(remove)
+        on_main_process(self.accelerator, remove)
 
     def last_good(self) -> str:
         """The end of a sentence on what went wrong."""
@@ -118,10 +119,11 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def find(self, wanted: str | None) -> Path | None:
-        """The checkpoint at a path, or the `"latest"`; None to start anew. All processes call it, and get the same.
+        """The checkpoint at a path, seen from here or from the output folder, or the `"latest"` there; None to start anew.
+        All processes call it, and get the same.
 
         Raises:
-            InputError: if there is none at the path.
+            InputError: if there is none at the path, or one seen from either.
         """
 
         def find() -> Path | None:
@@ -129,39 +131,51 @@ class Checkpoints:
                 return None
             if wanted == "latest":
                 return next(reversed(self.folders()), None)
-            if not (Path(wanted) / STATE_FILE).is_file():
+            seen = {path.resolve(): path for path in (self.output_dir / wanted, Path(wanted))}
+            found = [path for path in seen.values() if (path / STATE_FILE).is_file()]
+            if not found:
                 raise InputError(f"{wanted} is not a checkpoint of this script (it has no {STATE_FILE}).")
-            return Path(wanted)
+            if len(found) > 1:
+                raise InputError(f"{wanted} may be {found[0]} or {found[1].absolute()}: pass the whole path.")
+            return found[0]
 
-        return self._on_main(find)
+        return on_main_process(self.accelerator, find)
 
     def state(self, directory: Path) -> dict[str, Any]:
         """What was saved with a checkpoint. All processes call it, and get the same."""
-        return self._on_main(lambda: json.loads((directory / STATE_FILE).read_text()))
+        return on_main_process(self.accelerator, lambda: _read_state(directory))
 
-    def load(self, directory: Path, model_config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    def load(
+        self, directory: Path, model_config: dict[str, Any], settings: dict[str, Any], may_differ: Collection[str] = ()
+    ) -> dict[str, Any]:
         """Loads a checkpoint, and returns the state that was saved with it.
 
         Raises:
-            InputError: if it belongs to a model or a training of other settings.
+            InputError: if it belongs to a model or a training of other settings, but for those that may differ.
         """
-        state = self._on_main(lambda: _matching_state(directory, model_config, settings))
+        state = on_main_process(
+            self.accelerator, lambda: _matching_state(directory, model_config, settings, may_differ)
+        )
         self.accelerator.load_state(str(directory))
         self.accelerator.print(f"Resumed from {directory} at step {state['global_step']}.")
         return state
 
-    def _on_main(self, decide: Callable[[], T]) -> T:
-        """What the main process decides, in all of them: each for itself might see another state of a shared folder."""
-        decided = [None]
-        if self.accelerator.is_main_process:
-            try:
-                decided = [decide()]
-            except InputError as error:
-                decided = [error]
-        broadcast_object_list(decided)
-        if isinstance(decided[0], InputError):
-            raise decided[0]
-        return decided[0]
+
+def on_main_process(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """What the main process decides, or raises for the user, in all processes, which all call this.
+
+    Each for itself might see another state of a folder that they share, or of the Hub.
+    """
+    decided = [None]
+    if accelerator.is_main_process:
+        try:
+            decided = [decide()]
+        except (InputError, OSError) as error:
+            decided = [error]
+    broadcast_object_list(decided)
+    if isinstance(decided[0], Exception):
+        raise decided[0]
+    return decided[0]
 
 
 def state_to_resume(accelerator: Accelerator, settings: "TrainingSettings") -> dict[str, Any]:
@@ -171,8 +185,10 @@ def state_to_resume(accelerator: Accelerator, settings: "TrainingSettings") -> d
     return {} if checkpoint is None else checkpoints.state(checkpoint)["settings"]
 
 
-def _matching_state(directory: Path, model_config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    state = json.loads((directory / STATE_FILE).read_text())
+def _matching_state(
+    directory: Path, model_config: dict[str, Any], settings: dict[str, Any], may_differ: Collection[str]
+) -> dict[str, Any]:
+    state = _read_state(directory)
     differing = sorted(
         name
         for name in model_config.keys() | state["model_config"].keys()
@@ -187,11 +203,13 @@ def _matching_state(directory: Path, model_config: dict[str, Any], settings: dic
     changed = [
         f"{name}={reprlib.repr(then[name])}, now it is {reprlib.repr(now)}"
         for name, now in settings.items()
-        if then[name] != now and name != "images"
+        if then[name] != now and name not in {"images", *may_differ}
     ]
     if changed:
-        raise InputError(f"{directory} was trained with {'; '.join(changed)}: the two cannot be joined.")
-    if "images" in settings and then["images"] != settings["images"]:
+        meant = any(change.startswith(LEARNING_RATE) for change in changed)
+        remedy = " (pass --overwrite_learning_rate if its change is meant)" if meant else ""
+        raise InputError(f"{directory} was trained with {'; '.join(changed)}: the two cannot be joined{remedy}.")
+    if "images" in settings and "images" not in may_differ and then["images"] != settings["images"]:
         raise InputError(
             f"{directory} was trained on other images than these, though on as many: pass those, or --allow_other_images "
             "if it is meant to go on with these."
@@ -199,8 +217,12 @@ def _matching_state(directory: Path, model_config: dict[str, Any], settings: dic
     return state
 
 
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / STATE_FILE).read_text())
+
+
 def _step(checkpoint: Path) -> int:
-    return json.loads((checkpoint / STATE_FILE).read_text())["global_step"]
+    return _read_state(checkpoint)["global_step"]
 
 
 def _remove(checkpoint: Path) -> None:

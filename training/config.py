@@ -38,6 +38,15 @@ from diffusers_cg_cli.shared import ImageRange
 
 
 RECIPES = Path(__file__).parent / "recipes"
+# trackers that name runs, and what each calls the name (TensorBoard has a folder for each run)
+RUN_NAMES = {
+    "tensorboard": None,
+    "wandb": "name",
+    "trackio": "name",
+    "swanlab": "experiment_name",
+    "mlflow": "run_name",
+    "clearml": "task_name",
+}
 TIMESTEP_SAMPLERS = {"uniform": UniformSampler, "loss_second_moment": LossSecondMomentSampler}
 
 # flags of the architecture, and what they are called by a model
@@ -243,19 +252,27 @@ class TrainingSettings(NetworkSettings, DataSettings):
     torch_compile: Annotated[str, COMPILER] | None = None
     """Compile the model, by torch's inductor or another backend of torch.compile."""
     save_images_epochs: NonNegativeInt = 10
-    """Epochs between evaluations; 0 for none."""
+    """Epochs between evaluations (sample grids, accuracy); 0 for none."""
     checkpointing_steps: NonNegativeInt = 500
     """Steps between checkpoints; 0 for none."""
     checkpoints_total_limit: PositiveInt | None = None
     """Keep this many checkpoints, the latest ones."""
     resume_from_checkpoint: Annotated[str | None, NOT_TOLD] = None
-    """Path of a checkpoint, or "latest" for the newest one in --output_dir, and to start anew where there is none yet."""
+    """A checkpoint: its path, or its name in --output_dir; or "latest" for the newest one there, and to start anew where
+    there is none yet."""
     overwrite_output_dir: Annotated[bool, NOT_TOLD] = False
     """Remove the checkpoints in --output_dir that this training does not go on from, in place of refusing the folder."""
+    overwrite_learning_rate: Annotated[bool, NOT_TOLD] = False
+    """Go on with the --learning_rate, --lr_scheduler and --lr_warmup_steps stated now, in place of refusing others than the
+    checkpoint's."""
     logger: Literal[("none", *LoggerType.list())] = "tensorboard"
     """A tracker of Accelerate, or none."""
     logging_dir: Annotated[str, NOT_TOLD] = "logs"
     """Folder for the tracker, inside --output_dir."""
+    tracker_project_name: Annotated[str, NOT_TOLD] = "training"
+    """What the tracker files this training under."""
+    run_name: Annotated[str | None, NOT_TOLD] = None
+    """What the tracker calls this training there; its own choice by default."""
     push_to_hub: Annotated[bool, NOT_TOLD] = False
     """Publish the result at the end, as who hf auth login or HF_TOKEN says."""
     hub_model_id: Annotated[str | None, NOT_TOLD] = None
@@ -295,8 +312,12 @@ class TrainingSettings(NetworkSettings, DataSettings):
             )
         if self.lr_warmup_steps and self.lr_scheduler == "constant":
             raise ValueError("--lr_scheduler constant knows no --lr_warmup_steps: pass constant_with_warmup")
+        if self.run_name is not None and self.logger not in RUN_NAMES:
+            raise ValueError(f"--logger {self.logger} takes no --run_name, as {', '.join(RUN_NAMES)} do: leave it out")
         if self.push_to_hub:
-            check_repo_id(self.hub_model_id or "")
+            if self.hub_model_id is None:
+                raise ValueError("--push_to_hub does not say where to: pass --hub_model_id OWNER/NAME")
+            check_repo_id(self.hub_model_id)
         return self
 
     # ------------------------------------------------------------------------------------------------ what is left open
@@ -480,6 +501,8 @@ class ClassifierSettings(TrainingSettings):
     """In its place: a split of the dataset that is trained on."""
     validation_fraction: Fraction = 0.05
     """Without either: share of the training images held out for it; 0 for none."""
+    early_stopping_patience: PositiveInt | None = None
+    """Evaluations (see --save_images_epochs) after which the training ends, if none was better than the best before."""
 
     kind: ClassVar[str] = "classifier"
     defaults: ClassVar[dict[str, Any]] = {
@@ -490,6 +513,15 @@ class ClassifierSettings(TrainingSettings):
         "adam_weight_decay": 0.05,
         "pool": "attention",
     }
+
+    @model_validator(mode="after")
+    def _check_patience(self: S) -> S:
+        validates = self.validation_fraction or self.validation_data_dir or self.validation_split
+        if self.early_stopping_patience is not None and not (validates and self.save_images_epochs):
+            raise ValueError(
+                "--early_stopping_patience counts evaluations, and there are none without held-out images"
+            )
+        return self
 
 
 def parse_settings(settings_class: type[S], argv: Sequence[str] | None, description: str) -> S:

@@ -16,14 +16,17 @@ from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_
 from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from tqdm.auto import tqdm
 
 from diffusers_cg.data.files import atomic_update
 from diffusers_cg.diffusion import GaussianDiffusion, TimestepSampler, seeded_generator
 from diffusers_cg.errors import InputError
-from diffusers_cg.hub.publishing import push_folder
+from diffusers_cg.hub.publishing import check_push, push_folder
 from diffusers_cg.models.fine_tuning import load_weights
-from diffusers_cg.training.checkpoints import Checkpoints
+from diffusers_cg.training import trackers
+from diffusers_cg.training.best import Best
+from diffusers_cg.training.checkpoints import LEARNING_RATE, Checkpoints, on_main_process
 from diffusers_cg.training.config import RESUMED, TIMESTEP_SAMPLERS, TrainingSettings
 from diffusers_cg.training.data import STOP_SIGNALS, TrainingImages, raise_errors, training_loader
 from diffusers_cg.training.record import training_record, write_record
@@ -50,10 +53,13 @@ class TrainingLoop:
         images (`TrainingImages`): What it is trained on.
         diffusion (`GaussianDiffusion`): Makes the noisy images.
         loss_function (`LossFunction`): Loss per image.
-        evaluate (callable, *optional*): `(model, step) -> dict of numbers`, called every `save_images_epochs` and at
-            the end on the main process, with a model of the averaged weights.
+        evaluate (callable, *optional*): `(model, step) -> dict` of numbers and pictures to log, called every
+            `save_images_epochs` and at the end on the main process, with a model of the averaged weights.
         save (callable): `(model, folder)` writes the result into a folder, from where it is moved to `output_dir`.
             Averages beyond the first are saved beside it, as `NAME_ema_DECAY`, and the record of it as `training.json`.
+        best_by (`str`, *optional*): Of what `evaluate` returns, the number by which the best model is the result, instead
+            of the last.
+        patience (`int`, *optional*): Evaluations after which the training ends if none was better.
 
     Raises:
         InputError: if the length of the training is not known.
@@ -68,8 +74,10 @@ class TrainingLoop:
         images: TrainingImages,
         diffusion: GaussianDiffusion,
         loss_function: LossFunction,
-        evaluate: Callable[[ModelMixin, int], dict[str, float]] | None,
+        evaluate: Callable[[ModelMixin, int], dict[str, float | Image.Image]] | None,
         save: Callable[[ModelMixin, Path], None],
+        best_by: str | None = None,
+        patience: int | None = None,
     ):
         self.settings = settings
         self.accelerator = accelerator
@@ -79,6 +87,8 @@ class TrainingLoop:
         self.loss_function = loss_function
         self.evaluate = evaluate
         self.save = save
+        self.best_by = best_by
+        self.patience = patience
 
         self.images_per_step = (
             settings.train_batch_size * accelerator.num_processes * accelerator.gradient_accumulation_steps
@@ -89,11 +99,13 @@ class TrainingLoop:
             self.steps_per_epoch = settings.max_train_steps
         else:
             raise InputError("The length of a stream is not known: pass --max_train_steps, or --images_per_epoch.")
+        self.steps_per_evaluation = settings.save_images_epochs * self.steps_per_epoch
         self.max_train_steps = settings.max_train_steps or settings.num_epochs * self.steps_per_epoch
         self.num_bad_images = 0
         self.global_step = 0
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
+        self.changes: list[str] = []  # of the learning rate, when it was resumed
         self.stop_requested = False
 
         model.to(accelerator.device)
@@ -113,6 +125,7 @@ class TrainingLoop:
         }
         self.timestep_sampler = TIMESTEP_SAMPLERS[settings.timestep_sampler](settings.ddpm_num_steps)
         self.checkpoints = Checkpoints(accelerator, settings.output_dir, settings.checkpoints_total_limit)
+        self.best = Best(accelerator, settings.output_dir)
         accelerator.register_for_checkpointing(*self.averages.values())
         if hasattr(self.timestep_sampler, "state_dict"):
             accelerator.register_for_checkpointing(self.timestep_sampler)
@@ -201,9 +214,7 @@ class TrainingLoop:
 
     def _train(self) -> None:
         settings, accelerator = self.settings, self.accelerator
-        if accelerator.log_with:
-            shown = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in dict(settings).items()}
-            accelerator.init_trackers("training", config=shown)
+        trackers.start(accelerator, settings)
         batches = self._batches()
         self.model.train()
         started, first_step, stopped = time.monotonic(), self.global_step, False
@@ -213,7 +224,7 @@ class TrainingLoop:
             unit="step",
             disable=not accelerator.is_local_main_process,
         ) as progress_bar:
-            while self.global_step < self.max_train_steps and not stopped:
+            while self.global_step < self.max_train_steps and not stopped and not self._patience_is_over():
                 logs = self.train_step(batches)
                 self.global_step += 1
                 elapsed = time.monotonic() - started
@@ -234,16 +245,22 @@ class TrainingLoop:
                         f"{self.checkpoints.last_good()}."
                     )
                 done = self.global_step == self.max_train_steps
-                every = settings.save_images_epochs * self.steps_per_epoch
+                every = self.steps_per_evaluation
                 if self.evaluate is not None and every and (self.global_step % every == 0 or done):
                     logs.update(self._evaluate())
-                accelerator.log(logs, step=self.global_step)
+                    done = done or self._patience_is_over()
+                trackers.log(accelerator, logs, self.global_step)
                 stopped = self._any_process_is_to_stop() and not done
                 due = settings.checkpointing_steps and (self.global_step % settings.checkpointing_steps == 0 or done)
                 # one that may be worth nothing is not to replace a good one
                 if stopped or due and not self.skipped_in_a_row:
                     self.save_checkpoint()
 
+        if self._patience_is_over():
+            accelerator.print(
+                f"The training ends at step {self.global_step}: none of {self.patience} evaluations was better than that of "
+                f"step {self.best.step}."
+            )
         if self.num_bad_images:
             num_drawn = (self.global_step - first_step) * self.images_per_step
             accelerator.print(
@@ -292,6 +309,11 @@ class TrainingLoop:
         requested = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
         return self.accelerator.reduce(requested).item() > 0
 
+    def _patience_is_over(self) -> bool:
+        return self.patience is not None and self.best.is_old(
+            self.global_step, self.patience * self.steps_per_evaluation
+        )
+
     # ------------------------------------------------------------------------------------------------- checkpoints
 
     def save_checkpoint(self) -> None:
@@ -300,6 +322,8 @@ class TrainingLoop:
             "global_step": self.global_step,
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "max_train_steps": self.max_train_steps,
+            "changes": self.changes,
             "settings": self._resumed_settings(),
             "model_config": self.model_config,
         }
@@ -311,29 +335,51 @@ class TrainingLoop:
         Raises:
             InputError: if it belongs to another model or another training.
         """
-        settings = self._resumed_settings()
-        if self.settings.allow_other_images:
-            settings = {name: value for name, value in settings.items() if name not in ("num_images", "images")}
-        state = self.checkpoints.load(checkpoint, self.model_config, settings)
+        may_differ = (
+            *(LEARNING_RATE if self.settings.overwrite_learning_rate else ()),
+            *(("num_images", "images") if self.settings.allow_other_images else ()),
+        )
+        state = self.checkpoints.load(checkpoint, self.model_config, self._resumed_settings(), may_differ)
         self.global_step = state["global_step"]
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
+        self.changes = state.get("changes", [])  # which earlier versions did not know
+        if checkpoint.resolve().parent == self.settings.output_dir.resolve():
+            self.best.resume(self.global_step if self.settings.overwrite_output_dir else None)
         if self.global_step > self.max_train_steps:
             self.accelerator.print(
                 f"This is beyond the {self.max_train_steps} steps asked for: no more are taken, and its result is saved."
             )
             return
-        schedule = self.lr_scheduler.scheduler
-        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:  # which steps it once
-            # Accelerate does once per process, of which there may have been another number
-            schedule.last_epoch = (self.global_step - self.skipped_steps) * self.accelerator.num_processes
-        (then, *_), (base, *_), (factor, *_) = schedule.get_last_lr(), schedule.base_lrs, schedule.lr_lambdas
-        now = base * factor(schedule.last_epoch)
-        if not math.isclose(then, now, rel_tol=1e-9):
+        then, now = self._resume_learning_rate()
+        changed = [name for name in LEARNING_RATE if state["settings"][name] != getattr(self.settings, name)]
+        if changed:
+            stated = ", ".join(f"{name} {getattr(self.settings, name)}" for name in changed)
+            self.changes.append(f"from step {self.global_step} {stated}")
+            self.accelerator.print(f"The learning rate goes from {then:.3g} to {now:.3g} here, as it is meant to.")
+        elif (
+            self.settings.lr_scheduler not in ("constant", "constant_with_warmup")
+            and state.get("max_train_steps", self.max_train_steps) != self.max_train_steps
+        ) or not math.isclose(then, now, rel_tol=1e-9):
             self.accelerator.print(
                 f"The learning rate goes from {then:.3g} to {now:.3g} here: the number of steps has changed, and "
                 f"--lr_scheduler {self.settings.lr_scheduler} is now one over {self.max_train_steps} steps, so the result "
                 "is not that of a training that did not stop."
             )
+
+    def _resume_learning_rate(self) -> tuple[float, float]:
+        """Puts the schedule of the settings where the loaded one was; returns the checkpoint's learning rate, and its own."""
+        schedule = self.lr_scheduler.scheduler
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:  # which steps it once
+            # Accelerate does once per process, of which there may have been another number
+            schedule.last_epoch = (self.global_step - self.skipped_steps) * self.accelerator.num_processes
+        (then, *_), (factor, *_) = schedule.get_last_lr(), schedule.lr_lambdas
+        now = self.settings.learning_rate * factor(schedule.last_epoch)
+        if self.settings.overwrite_learning_rate:
+            schedule.base_lrs = [self.settings.learning_rate] * len(schedule.base_lrs)
+            schedule._last_lr = [now] * len(schedule.base_lrs)
+            for group in self.optimizer.param_groups:
+                group["initial_lr"], group["lr"] = self.settings.learning_rate, now
+        return then, now
 
     def _resumed_settings(self) -> dict[str, Any]:
         return {
@@ -370,12 +416,14 @@ class TrainingLoop:
             results[decay] = model.to(self.accelerator.device).eval().requires_grad_(False)
         return results
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float | Image.Image]:
         values = {}
         results = self._results()
         if self.accelerator.is_main_process:
             with torch.random.fork_rng():  # so that looking at a model does not change its training
                 values = self.evaluate(next(iter(results.values())), self.global_step)
+        if self.best_by is not None:
+            self.best.offer(next(iter(results.values()), None), self.global_step, values.get(self.best_by))
         self.accelerator.wait_for_everyone()
         return values
 
@@ -384,6 +432,12 @@ class TrainingLoop:
         if not self.accelerator.is_main_process:
             return
         record = training_record(settings, self.accelerator, self.name, self.global_step, self.images_per_step)
+        if self.best.step is not None:
+            record["result"] = (
+                f"of step {self.best.step}, the best: {self.best_by.partition('/')[0]} {self.best.value:.4f}"
+            )
+        if self.changes:
+            record["changes"] = "; ".join(self.changes)
         if self.global_step != self.max_train_steps:  # resumed beyond them
             record["arguments"] += ["--max_train_steps", str(self.global_step)]
         with (
@@ -391,6 +445,9 @@ class TrainingLoop:
             atomic_update(settings.output_dir) as directory,
         ):
             (_, result), *others = results.items()
+            if self.best.step is not None:
+                best = self.model_class.from_pretrained(self.best.directory)
+                result.load_state_dict(best.state_dict(), assign=True)
             self.save(result, directory)
             for decay, model in others:
                 model.save_pretrained(directory / f"{self.name}_ema_{decay}")
@@ -487,6 +544,8 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     if not settings.overwrite_output_dir:
         checkpoints = Checkpoints(accelerator, settings.output_dir)
         checkpoints.refuse_others(checkpoints.find(settings.resume_from_checkpoint))
+    if settings.push_to_hub:
+        on_main_process(accelerator, lambda: check_push(settings.hub_model_id))
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     set_seed(settings.seed)
     return accelerator

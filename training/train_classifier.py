@@ -3,7 +3,8 @@
     accelerate launch training/train_classifier.py --train_data_dir my_images --resolution 64 --output_dir my-classifier
 
 The output folder then holds checkpoints, the accuracy by noise level in `validation/` (a plot and a table for every
-evaluation), and the result, which `NoisyClassifierModel.from_pretrained` loads.
+evaluation), and the result, which `NoisyClassifierModel.from_pretrained` loads: the model of the evaluation with the
+highest mean accuracy, if there was any, or else the last.
 """
 
 import json
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
+from PIL import Image
 
 from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
 from diffusers_cg.data import ImageSet, ImageStream
@@ -36,6 +38,7 @@ from diffusers_cg_cli.command import command
 
 
 NOISE_LEVELS = 10
+MEAN_ACCURACY = "validation_accuracy/mean"  # over them
 
 
 @command
@@ -99,8 +102,9 @@ def train(settings: ClassifierSettings) -> None:
                 predicted = model(diffusion.q_sample(clean_images, noise, level), level).logits.argmax(dim=1).cpu()
                 correct[i] += (predicted == batch["class_labels"]).sum().item()
         accuracy = dict(zip(levels, (correct / num_images).tolist()))
-        report(accuracy, settings.output_dir / "validation", step)
-        return {f"validation_accuracy/t{level}": value for level, value in accuracy.items()}
+        plot = report(accuracy, settings.output_dir / "validation", step)
+        by_level = {f"validation_accuracy/t{level}": value for level, value in accuracy.items()}
+        return {"validation": plot, **by_level, MEAN_ACCURACY: correct.mean() / num_images}
 
     def save(model, directory: Path):
         model.save_pretrained(directory)
@@ -112,7 +116,17 @@ def train(settings: ClassifierSettings) -> None:
     if validation is None:
         evaluate = None
     TrainingLoop(
-        settings, accelerator, "classifier", classifier, images, diffusion, classifier_loss, evaluate, save
+        settings,
+        accelerator,
+        "classifier",
+        classifier,
+        images,
+        diffusion,
+        classifier_loss,
+        evaluate,
+        save,
+        best_by=MEAN_ACCURACY,
+        patience=settings.early_stopping_patience,
     ).run()
 
 
@@ -155,8 +169,8 @@ def checked_splits(
     return train.split(held_out, settings.seed, stratified)
 
 
-def report(accuracy: dict[int, float], directory: Path, step: int) -> None:
-    """Writes the accuracy by timestep as `step_STEP.json` and as a plot beside it."""
+def report(accuracy: dict[int, float], directory: Path, step: int) -> Image.Image:
+    """Writes the accuracy by timestep as `step_STEP.json` and as a plot beside it, which it returns."""
     directory.mkdir(exist_ok=True)
     path = directory / f"step_{step:07d}.json"
     path.write_text(json.dumps(accuracy, indent=2) + "\n")
@@ -166,6 +180,8 @@ def report(accuracy: dict[int, float], directory: Path, step: int) -> None:
     axes.set(xlabel="timestep (noise level)", ylabel="validation accuracy", ylim=(0, 1.02), title=f"step {step}")
     axes.grid(alpha=0.3)
     figure.savefig(path.with_suffix(".png"), dpi=120)
+    with Image.open(path.with_suffix(".png")) as plot:
+        return plot.convert("RGB")
 
 
 if __name__ == "__main__":

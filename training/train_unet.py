@@ -13,6 +13,7 @@ filter (each pixel the mean of those that it covers) where 16 divides the resolu
 With `--no-class_conditional` images need no labels: a folder of images without subfolders will do (LSUN, say).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from pathlib import Path
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
+from tqdm import tqdm
 
 from diffusers_cg import (
     ADMUNet2DModel,
@@ -31,6 +33,7 @@ from diffusers_cg import (
     NoisyClassifierModel,
 )
 from diffusers_cg.data.grids import image_grid
+from diffusers_cg.data.images import to_tensor
 from diffusers_cg.diffusion import augment_low_res, to_ddim_scheduler, training_losses
 from diffusers_cg.errors import InputError
 from diffusers_cg.generation import draw_images
@@ -45,6 +48,7 @@ from diffusers_cg.training.data import (
     open_training_images,
 )
 from diffusers_cg.training.loop import TrainingLoop, draw_generators, make_accelerator, start_from
+from diffusers_cg.training.previews import Look, average_logs, diagnose
 from diffusers_cg_cli.command import command
 
 
@@ -52,6 +56,7 @@ GRID_CLASSES = 10
 GRID_COLUMNS = 8
 UNLABELLED_GRID_ROWS = 4
 UPSAMPLING_GRID_IMAGES = 3  # per class, each in three versions
+COMPARED_IMAGES = 200  # of the training, with those of a grid
 LOW_RES_STREAM = 1  # of a draw's random numbers, beside the one of its timestep and noise
 
 
@@ -157,17 +162,24 @@ def train(settings: UNetSettings) -> None:
     def evaluate(model, step):
         pipe = make_pipeline(model, to_ddim_scheduler(scheduler), classifier)
         pipe.set_progress_bar_config(disable=True)
+        shown = replace(images, center_crop=True, random_flip=False)
         if upsamples:
-            rows = upsampling_rows(settings, pipe, replace(images, center_crop=True, random_flip=False))
+            samples, real, rows = upsampling_rows(settings, pipe, shown)
             row_labels, column_labels = class_names, ["low", "upsampled", "real"] * UPSAMPLING_GRID_IMAGES
         else:
-            rows = sample_rows(settings, pipe)
+            samples, rows = sample_rows(settings, pipe)
+            real = real_images(settings, shown)
             row_labels, column_labels = pipe.class_names or list(map(str, range(pipe.num_classes or 0))), ()
         grid = image_grid(rows, row_labels=row_labels[: len(rows)], column_labels=column_labels, title=f"step {step}")
         path = settings.output_dir / "samples" / f"step_{step:07d}.png"
         path.parent.mkdir(exist_ok=True)
         grid.save(path)
-        return {}
+        looks = Look.of(torch.stack([to_tensor(image) for image in samples])), Look.of(real)
+        said = diagnose(settings, step, *looks)
+        if said is not None:
+            tqdm.write(said)
+        averages = average_logs(settings, step) if settings.use_ema else {}
+        return {"samples": grid, **looks[0].logs("samples"), **looks[1].logs("images"), **averages}
 
     def save(model, directory: Path):
         make_pipeline(model, scheduler).save_pretrained(directory)
@@ -202,26 +214,36 @@ def grid_images(
     return [image for batch in batches for image in batch]
 
 
-def sample_rows(settings: UNetSettings, pipe: DiffusionPipeline) -> list[list[Image.Image]]:
-    """Rows of images, a class each where there are any."""
+def sample_rows(settings: UNetSettings, pipe: DiffusionPipeline) -> tuple[list[Image.Image], list[list[Image.Image]]]:
+    """Images, and rows of them, a class each where there are any."""
     num_rows = min(pipe.num_classes or UNLABELLED_GRID_ROWS, GRID_CLASSES)
     labels = [row for row in range(num_rows) for _ in range(GRID_COLUMNS)]
     images = grid_images(settings, pipe, labels)
-    return [images[first : first + GRID_COLUMNS] for first in range(0, len(images), GRID_COLUMNS)]
+    return images, [images[first : first + GRID_COLUMNS] for first in range(0, len(images), GRID_COLUMNS)]
+
+
+def real_images(settings: UNetSettings, images: TrainingImages) -> torch.Tensor:
+    """Training images (N, C, H, W) in [-1, 1] of what a grid shows: the first of its classes, or of all."""
+    num_classes = len(images.class_names)
+    if settings.class_conditional:
+        num_classes = min(num_classes, GRID_CLASSES)
+    per_class = math.ceil(COMPARED_IMAGES / num_classes)
+    examples = examples_by_class(images, min(num_classes, COMPARED_IMAGES), per_class)
+    return torch.stack([item["clean_images"] for of_class in examples for item in of_class])
 
 
 def upsampling_rows(
     settings: UNetSettings, pipe: DiffusionPipeline, images: TrainingImages
-) -> list[list[Image.Image]]:
-    """Rows of low-resolution, upsampled and real images, three by three, a class each."""
+) -> tuple[list[Image.Image], torch.Tensor, list[list[Image.Image]]]:
+    """Upsampled images, the real ones (N, C, H, W) in [-1, 1], and rows of both with the low-resolution ones, a class each."""
     num_rows = min(GRID_CLASSES, len(images.class_names))
     rows = examples_by_class(images, num_rows, UPSAMPLING_GRID_IMAGES)
     items = [item for row in rows for item in row]
     low_res, real = (torch.stack([item[name] for item in items]) for name in ("low_res_images", "clean_images"))
     upsampled = grid_images(settings, pipe, [item["class_labels"] for item in items], low_res / 2 + 0.5)
-    low_res, real = (pipe.image_processor.postprocess(versions) for versions in (low_res, real))
-    triples = zip(low_res, upsampled, real)
-    return [[version for triple in islice(triples, len(row)) for version in triple] for row in rows]
+    to_pictures = pipe.image_processor.postprocess
+    triples = zip(to_pictures(low_res), upsampled, to_pictures(real))
+    return upsampled, real, [[version for triple in islice(triples, len(row)) for version in triple] for row in rows]
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ settings = parse(SampleSettings)      # from --seed 1, or from --config FILE wit
 import contextlib
 import difflib
 import inspect
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args
 
 import tyro
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from typing_extensions import NotRequired, TypedDict  # noqa: UP035 (not in Python 3.10)
 
@@ -32,7 +34,8 @@ class Settings(BaseModel):
     """Typed values with bounds, checked when they are made.
 
     A field's default and bounds are those of pydantic, its help is the string below it, and markers of `tyro.conf` say
-    where a flag is another than `--name value`. Validators that compare fields raise `ValueError` with a sentence.
+    where a flag is another than `--name value`. Validators that compare fields raise `ValueError` with a sentence. In
+    every value that is a path, a leading `~` is the home folder.
 
     Raises:
         InputError: if a value is of another type, out of bounds, missing or unknown.
@@ -49,6 +52,11 @@ class Settings(BaseModel):
         except ValidationError as error:
             name = error.errors()[0]["loc"][:1]  # of the field; of none if fields do not go together
             raise input_error(f"{''.join(f'--{part}: ' for part in name)}{_fault(error)}.") from None
+
+    @field_validator("*")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        return [expand_home(item) for item in value] if isinstance(value, list | tuple) else expand_home(value)
 
 
 def parse(
@@ -105,14 +113,21 @@ def _flags(settings_class: type[Settings], in_file: dict[str, Any], **options: A
 # --------------------------------------------------------------------------------------------------------------- files
 
 
+def expand_home(value: Any) -> Any:
+    """A path whose leading `~` is the home folder: a shell leaves it in `--output_dir=~/x`, and so do files and Python."""
+    is_path = isinstance(value, Path) or (isinstance(value, str) and re.match("~[^/]*/", value))
+    return type(value)(os.path.expanduser(value)) if is_path else value
+
+
 def find_file(name: str, files: Path | None = None, beside: Path = Path()) -> Path:
     """The file of a path, seen from the folder `beside`, or of the bare name of one in `files`.
 
     Raises:
         InputError: if there is none; the nearest name is said.
     """
-    if (beside / name).is_file():
-        return beside / name
+    path = beside / expand_home(name)
+    if path.is_file():
+        return path
     if files is None:
         raise input_error(f"There is no file {name}: name a YAML file of settings.")
     installed = sorted(path.stem for path in files.glob("*.yaml"))

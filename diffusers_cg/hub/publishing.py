@@ -201,6 +201,27 @@ def check_repo_id(repo_id: str) -> None:
         )
 
 
+def check_push(repo_id: str, token: str | None = None) -> None:
+    """Raises where a later [`push_folder`] could not but fail: before a training of days, say.
+
+    Raises:
+        InputError: if the name is none, or the token may only read or belongs to another owner.
+        HubError: if the Hub does not know the token, or is not reached.
+    """
+    check_repo_id(repo_id)
+    with one_sentence(repo_id):
+        who = HfApi(token=token).whoami()
+    owner, owners = repo_id.split("/")[0], [who["name"], *(organization["name"] for organization in who["orgs"])]
+    if owner not in owners:
+        raise InputError(
+            f"{who['name']} cannot push to {repo_id}: choose a name that begins with {' or '.join(owners)}."
+        )
+    if who.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise InputError(
+            f"The token of {who['name']} may only read, and {repo_id} is to be written: use one that may write."
+        )
+
+
 def published_files(folder: Path) -> dict[str, Path]:
     """The files of a model's folder to publish, by their paths in it: all but hidden ones and those of a run's checkpoints."""
     files = {file.relative_to(folder): file for file in list_files(folder)}

@@ -201,6 +201,35 @@ def test_values_that_cannot_be_meant_in_python(values, said):
         Cake(**values)
 
 
+class Places(Settings):
+    folder: Path | None = None
+    """A path."""
+    model: str = ""
+    """A path, or a name."""
+    files: list[str] | None = None
+    """Paths, patterns, or addresses."""
+
+
+def test_the_home_folder_is_meant_by_a_tilde_wherever_a_path_is_stated(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = {
+        "folder": tmp_path / "x",
+        "model": f"{tmp_path}/y",
+        "files": [f"{tmp_path}/*.tar", "https://host/~me/z"],
+    }
+    argv = ["--folder=~/x", "--model=~/y", "--files", "~/*.tar", "https://host/~me/z"]
+    assert stated(*argv, settings_class=Places) == expected
+    (tmp_path / "mine.yaml").write_text("folder: ~/x\nmodel: ~/y\nfiles: [~/*.tar, https://host/~me/z]\n")
+    (tmp_path / "other.yaml").write_text("base: ~/mine.yaml\n")
+    for file in ("mine", "other"):
+        in_file = stated(f"--config=~/{file}.yaml", settings_class=Places)
+        assert {name: in_file[name] for name in expected} == expected
+    values = {"folder": Path("~/x"), "model": "~/y", "files": ["~/*.tar", "https://host/~me/z"]}
+    assert Places(**values).model_dump(exclude={"config"}) == expected
+    assert Places(folder="~").folder == tmp_path
+    assert Places(model="about ~5/10").model == "about ~5/10"
+
+
 # --------------------------------------------------------------------------------------------------------------- files
 
 

@@ -27,10 +27,15 @@ def facts(folder):
     return json.loads((folder / "training.json").read_text())
 
 
+def log_in(token):
+    """As hf auth login does."""
+    path = Path(os.environ["HF_HOME"]) / "token"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(token)
+
+
 def test_the_result_is_published(hub, train, tmp_path):
-    token = Path(os.environ["HF_HOME"]) / "token"  # as hf auth login leaves it
-    token.parent.mkdir(parents=True, exist_ok=True)
-    token.write_text("hf_me")
+    log_in("hf_me")
     flags = {"hub_model_id": "me/unet", "output_dir": tmp_path / "unet"}
     assert "Published" in train("train_unet", **flags, push_to_hub=()).output
     pipe = ClassifierGuidedDDIMPipeline.from_pretrained("me/unet")
@@ -106,7 +111,19 @@ def test_settings_made_in_python_tell_the_flags_that_make_them_again(tmp_path):
     assert train_unet.parse_args([*settings.command_line()]).model_dump() == settings.model_dump()
 
 
-@pytest.mark.parametrize("name", [None, "unet"])
-def test_a_name_is_asked_for_at_once(train, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "token", "expected"),
+    [
+        (None, "hf_me", "--push_to_hub does not say where to: pass --hub_model_id OWNER/NAME."),
+        ("unet", "hf_me", "unet is no name on the Hub: pass OWNER/NAME"),
+        ("you/unet", "hf_me", "me cannot push to you/unet: choose a name that begins with me."),
+        ("me/unet", "hf_nobody", "The Hub does not know this token"),
+        ("me/unet", None, "The Hub asks who you are"),
+    ],
+)
+def test_what_keeps_a_result_from_the_hub_is_told_before_training(hub, train, tmp_path, name, token, expected):
+    if token is not None:
+        log_in(token)
     said = train("train_classifier", status=2, output_dir=tmp_path / "out", hub_model_id=name, push_to_hub=()).output
-    assert "is no name on the Hub: pass OWNER/NAME" in said
+    assert expected in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists() and not hub.repos

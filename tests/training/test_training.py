@@ -53,12 +53,19 @@ def weights(folder):
     return torch.cat([tensor.flatten() for _, tensor in sorted(load_file(file).items())])
 
 
-def logged(folder, name):
+def events_of(folder, run="training"):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder / "logs" / "training"))
-    events.Reload()
-    return torch.tensor([event.value for event in events.Scalars(name)])
+    return EventAccumulator(str(folder / "logs" / run), size_guidance={"images": 0}).Reload()
+
+
+def logged(folder, name, run="training"):
+    return torch.tensor([event.value for event in events_of(folder, run).Scalars(name)])
+
+
+def pictures_logged(folder, name):
+    """The steps of them."""
+    return [event.step for event in events_of(folder).Images(name)]
 
 
 # ------------------------------------------------------------------------------------------------ what a training leaves
@@ -130,6 +137,15 @@ def test_sample_grids_have_a_row_per_class(trained_unet):
     with Image.open(grids[-1]) as grid:
         assert grid.height == pytest.approx(3 * 70, abs=40)
         assert grid.width > 8 * 70
+
+
+def test_grids_and_what_they_look_like_are_logged(trained_unet):
+    assert pictures_logged(trained_unet, "samples") == [20, 40]
+    for name in ("mean_brightness", "spread_brightness", "noise"):
+        samples, images = logged(trained_unet, f"samples/{name}"), logged(trained_unet, f"images/{name}")
+        assert len(samples) == 2 and images[0] == images[1] and images[0] not in samples
+    assert logged(trained_unet, "average/decay").tolist() == pytest.approx([1 - 20**-0.75, 1 - 40**-0.75])
+    assert (logged(trained_unet, "average/start") < 0.01).all()
 
 
 def test_only_the_latest_checkpoints_are_kept(trained_unet):
@@ -403,7 +419,8 @@ def test_evaluation_does_not_change_the_training(undisturbed, train, few_digits,
     }[name]
     train(name, output_dir=tmp_path, **{**RESUMABLE, **EXTRA[name], "save_images_epochs": 1, **how})
     assert len(list(tmp_path.glob("*/step_*.png"))) == 2
-    others = {"without": ("samples", "validation", "logs", "training.json")}  # which tells the flags
+    # training.json tells the flags, and the result of a classifier is that of the best evaluation
+    others = {"without": ("samples", "validation", "logs", "training.json", "checkpoint-best", WEIGHTS)}
     assert_same(contents(tmp_path, **others), contents(undisturbed(name), **others))
 
 
@@ -438,7 +455,7 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(train, tmp_path, num_proc
     for part in ("settings", "model_config"):  # there may be new words
         assert earlier[part].items() <= state.pop(part).items()
         del earlier[part]
-    assert state == {**earlier, "global_step": 4}
+    assert state == {**earlier, "global_step": 4, "max_train_steps": 4, "changes": []}
 
 
 def test_other_steps_change_a_learning_rate_that_decays_and_that_is_said(train, tmp_path):
@@ -446,6 +463,109 @@ def test_other_steps_change_a_learning_rate_that_decays_and_that_is_said(train, 
     said = train("train_unet", output_dir=tmp_path, **flags).output
     assert "The learning rate goes from 0.000667 to 0.0005 here: the number of steps has changed" in said
     assert "--lr_scheduler linear is now one over 3 steps" in said
+
+
+def test_the_schedule_is_another_also_where_its_value_is_not(train, tmp_path):
+    flags = {**EARLIER_FLAGS, "lr_warmup_steps": 4, "max_train_steps": 8}
+    train("train_unet", output_dir=tmp_path, **{**flags, "max_train_steps": 2})
+    said = train("train_unet", output_dir=tmp_path, resume_from_checkpoint="latest", **flags).output
+    assert "The learning rate goes from 0.0005 to 0.0005 here: the number of steps has changed" in said
+
+
+def test_another_learning_rate_is_refused_unless_it_is_meant(train, tmp_path):
+    flags = {**EARLIER_FLAGS, "logger": "tensorboard", "tracker_project_name": "mine", "run_name": "second"}
+    shutil.copytree(EARLIER / "checkpoint-2", tmp_path / "checkpoint-2")
+    flags |= {"learning_rate": 1e-5, "lr_scheduler": "constant", "lr_warmup_steps": 0}
+    flags |= {"resume_from_checkpoint": "checkpoint-2"}
+    said = train("train_unet", status=2, output_dir=tmp_path, **flags).output
+    assert "learning_rate=0.001, now it is 1e-05" in said and "--overwrite_learning_rate" in said
+    refused = {**flags, "overwrite_learning_rate": True, "seed": 1}
+    assert "seed=0, now it is 1: the two" in train("train_unet", status=2, output_dir=tmp_path, **refused).output
+    said = train("train_unet", output_dir=tmp_path, **{**flags, "overwrite_learning_rate": True}).output
+    assert "The learning rate goes from 0.000667 to 1e-05 here, as it is meant to." in said
+    assert logged(tmp_path, "learning_rate", "mine/second").tolist() == pytest.approx([1e-5, 1e-5])
+    told = json.loads((tmp_path / "training.json").read_text())["unet"]["changes"]
+    assert told == "from step 2 learning_rate 1e-05, lr_scheduler constant, lr_warmup_steps 0"
+    # from now on it is the training's own
+    flags |= {"resume_from_checkpoint": "latest", "max_train_steps": 5, "run_name": "third"}
+    assert "learning rate" not in train("train_unet", output_dir=tmp_path, **flags).output
+    assert logged(tmp_path, "learning_rate", "mine/third").tolist() == pytest.approx([1e-5])
+    assert json.loads((tmp_path / "training.json").read_text())["unet"]["changes"] == told
+
+
+def test_a_name_that_two_checkpoints_have_is_not_guessed(stopped_at, train, tmp_path, monkeypatch):
+    monkeypatch.chdir(stopped_at)
+    shutil.copytree(stopped_at / "checkpoint-2", tmp_path / "checkpoint-2")
+    flags = {**EARLIER_FLAGS, "output_dir": tmp_path, "max_train_steps": 2, "resume_from_checkpoint": "checkpoint-2"}
+    said = train("train_unet", status=2, **flags).output
+    assert f"{tmp_path}/checkpoint-2 or {stopped_at}/checkpoint-2: pass the whole path" in said
+    for there in (tmp_path.parent, stopped_at):
+        monkeypatch.chdir(there)
+        assert "Resumed from" in train("train_unet", **{**flags, "output_dir": stopped_at}).output
+
+
+@pytest.fixture
+def stopped_at(train, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
+    train("train_unet", output_dir=folder, **{**EARLIER_FLAGS, "max_train_steps": 2})
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------- the best, and the last
+
+VALIDATED = {
+    **EARLIER_FLAGS,
+    **{"train_batch_size": 36, "max_train_steps": 12, "save_images_epochs": 1, "checkpointing_steps": 3},
+    **{"lr_scheduler": "constant", "lr_warmup_steps": 0, "ddpm_num_steps": 1000, "timestep_sampler": "uniform"},
+}
+
+
+def mean_accuracies(folder):
+    reports = sorted((folder / "validation").glob("*.json"))
+    return [sum(json.loads(path.read_text()).values()) / 10 for path in reports]
+
+
+def test_the_classifier_with_the_best_accuracy_is_the_result(train, few_digits, tmp_path):
+    flags = {**VALIDATED, "learning_rate": 3e-2, "logger": "tensorboard", "validation_data_dir": few_digits}
+    train("train_classifier", output_dir=tmp_path, **flags)
+    accuracies = mean_accuracies(tmp_path)
+    best = max(range(12), key=lambda step: accuracies[step]) + 1
+    stated = json.loads((tmp_path / "checkpoint-best" / "best.json").read_text())
+    assert stated == {"step": best, "value": pytest.approx(accuracies[best - 1])}
+    assert torch.equal(weights(tmp_path), weights(tmp_path / "checkpoint-best"))
+    told = json.loads((tmp_path / "training.json").read_text())["classifier"]
+    assert told["result"] == f"of step {best}, the best: validation_accuracy {accuracies[best - 1]:.4f}"
+    assert logged(tmp_path, "validation_accuracy/mean").tolist() == pytest.approx(accuracies)
+    assert pictures_logged(tmp_path, "validation") == list(range(1, 13))
+
+
+def test_without_a_better_one_the_training_ends_and_stays_ended(train, few_digits, tmp_path):
+    flags = {**VALIDATED, "learning_rate": 1e-12, "validation_data_dir": few_digits, "early_stopping_patience": 2}
+    said = train("train_classifier", output_dir=tmp_path, **flags).output
+    assert "The training ends at step 3: none of 2 evaluations was better than that of step 1." in said
+    assert len(mean_accuracies(tmp_path)) == 3
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-best"]
+    told = json.loads((tmp_path / "training.json").read_text())["classifier"]
+    assert told["steps"] == 3 and told["arguments"][-2:] == ["--max_train_steps", "3"]
+    before = contents(tmp_path)
+    train("train_classifier", output_dir=tmp_path, resume_from_checkpoint="latest", **flags)
+    assert_same(contents(tmp_path), before)
+    train(
+        "train_classifier",
+        output_dir=tmp_path,
+        resume_from_checkpoint="latest",
+        **{**flags, "early_stopping_patience": 4},
+    )
+    assert len(mean_accuracies(tmp_path)) == 5
+
+
+def test_a_best_one_of_another_training_is_not_taken_over(train, few_digits, tmp_path):
+    flags = {**VALIDATED, "validation_data_dir": few_digits, "max_train_steps": 3}
+    train("train_classifier", output_dir=tmp_path, **flags)
+    stated = tmp_path / "checkpoint-best" / "best.json"
+    stated.write_text('{"step": 3, "value": 2.0}')
+    train("train_classifier", output_dir=tmp_path, **flags, overwrite_output_dir=True)
+    assert json.loads(stated.read_text())["value"] <= 1.0
 
 
 # --------------------------------------------------------------------------------------------------------- from Python

@@ -165,6 +165,7 @@ def test_validation_fraction_that_leaves_nothing(refusal, fraction):
         ({"loss": "simple"}, "The loss 'simple' does not train a learned variance"),
         ({"loss": "hybrid", "learn_variance": False}, "The loss 'hybrid' trains a learned variance"),
         ({"loss": "kl", "lambda_vlb": 0.1}, "--lambda_vlb is for --loss rescaled_hybrid, not kl"),
+        ({"run_name": "x"}, "--logger none takes no --run_name"),
         ({"logger": "wandb"}, "--logger wandb is not installed: install it, or pass --logger none."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
