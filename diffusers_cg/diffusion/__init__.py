@@ -18,6 +18,7 @@ from diffusers_cg.diffusion.schedulers import (
     scheduler_on_guided_noise,
     to_ddim_scheduler,
     to_ddpm_scheduler,
+    training_scheduler,
     warn_of_amplification,
 )
 from diffusers_cg.diffusion.timestep_samplers import LossSecondMomentSampler, TimestepSampler, UniformSampler
@@ -48,6 +49,7 @@ __all__ = [
     "to_ddim_scheduler",
     "to_ddpm_scheduler",
     "training_losses",
+    "training_scheduler",
     "variational_bound_term",
     "warn_of_amplification",
 ]

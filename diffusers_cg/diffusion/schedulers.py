@@ -10,13 +10,43 @@ from numbers import Integral
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 
-from diffusers_cg.diffusion.gaussian_diffusion import GaussianDiffusion, check_timesteps
+from diffusers_cg.diffusion.gaussian_diffusion import GaussianDiffusion, VarianceType, check_timesteps
 from diffusers_cg.errors import InputError
 
 
+MAX_BETA = 0.999  # as the cosine schedule's
 MAX_AMPLIFICATION = 100  # of guidance by one step; the paper's settings stay below 3
 
 logger = logging.getLogger(__name__)
+
+
+def training_scheduler(
+    num_train_timesteps: int = 1000,
+    beta_schedule: str = "linear",
+    prediction_type: str = "epsilon",
+    variance_type: VarianceType = "learned_range",
+) -> DDPMScheduler:
+    """The process that a network is trained on, with ancestral steps, evenly spaced.
+
+    The ends of a linear schedule, 1e-4 and 0.02 for T = 1000, are scaled by 1000 / T as the reference's, so that images end
+    as noise for any T; for the few T at which the last beta would reach 1 it is 0.999.
+
+    Args:
+        num_train_timesteps (`int`): T.
+        beta_schedule (`str`): Noise schedule, by diffusers' name (`"squaredcos_cap_v2"` is the cosine one).
+        prediction_type (`str`): What the network's output is: `"epsilon"`, `"sample"` or `"v_prediction"`.
+        variance_type (`str`): As of [`GaussianDiffusion`].
+    """
+    scale = 1000 / num_train_timesteps
+    return DDPMScheduler(
+        num_train_timesteps=num_train_timesteps,
+        beta_start=0.0001 * scale,
+        beta_end=min(0.02 * scale, MAX_BETA),
+        beta_schedule=beta_schedule,
+        prediction_type=prediction_type,
+        variance_type=variance_type,
+        timestep_spacing="linspace",
+    )
 
 
 # --------------------------------------------------------------------------------------------------- the two algorithms
