@@ -17,6 +17,7 @@ MANIFESTS = {path.stem: json.loads(path.read_text()) for path in sorted((DATA / 
 FORWARD = load_file(DATA / "forward.safetensors")
 SAMPLERS = load_file(DATA / "samplers.safetensors")
 LOSSES = load_file(DATA / "losses.safetensors")
+COMMUNITY_LAYOUTS = json.loads((DATA / "community.json").read_text())
 COMMUNITY_CASES = json.loads((DATA / "community_cases.json").read_text())
 COMMUNITY = load_file(DATA / "community.safetensors")
 TIMESTEPS = json.loads((DATA / "timesteps.json").read_text())

@@ -299,3 +299,46 @@ def register_layouts(path: str | Path) -> list[str]:
         }
         register_layout(str(name), Layout(**row))
     return list(map(str, rows))
+
+
+# --------------------------------------------------------------------------------------------------------- for a reader
+
+SCHEDULE_WORDS = {LINEAR: "linear", COSINE: "cosine", CONTINUOUS_COSINE: "cosine, real times"}
+
+
+def layouts_table(parameters: dict[str, int]) -> str:
+    """The whole table in Markdown, as docs/checkpoints.md has it.
+
+    Args:
+        parameters (`dict[str, int]`): Number of parameters of each row, by its name.
+    """
+    lines = ["| files | parameters | network | schedule | steps | scale, DDPM | scale, 25 DDIM steps |"]
+    lines.append("| --- " * 7 + "|")
+    for name, row in PRESETS.items():
+        steps, *scales = row.ddpm_num_inference_steps, row.ddpm_classifier_scale, row.ddim_classifier_scale
+        cells = ["", "", ""] if steps is None else [str(steps), *map(str, scales)]
+        lines.append(_table_row(name, parameters[name], _network(row), _process(row), *cells))
+    lines += ["", "| files | parameters | layout | network | schedule | predicts | from | license |", "| --- " * 8 + "|"]
+    predicts = {"epsilon": "noise", "sample": "clean image", "v_prediction": "v"}
+    for name, row in COMMUNITY.items():
+        cells = (f"`{name}`", _network(row), _process(row), predicts[row.prediction_type], row.source, row.license)
+        lines.append(_table_row(row.files, parameters[name], *cells))
+    return "\n".join(lines)
+
+
+def _table_row(files: str | tuple[str, ...], parameters: int, *cells: str) -> str:
+    names = ", ".join(f"`{file}`" for file in ([files] if isinstance(files, str) else files))
+    return f"| {' | '.join([names, f'{parameters:,}', *cells])} |"
+
+
+def _network(row: Layout) -> str:
+    size, classes = row.architecture["sample_size"], row.architecture.get("num_class_embeds")
+    if row.kind == "classifier":
+        return f"classifier, {size}, {row.architecture['num_classes']:,} classes"
+    kind = "unet" if row.low_res_size is None else f"upsampling unet, {row.low_res_size} to"
+    return f"{kind} {size}, {f'{classes:,} classes' if classes else 'unconditional'}"
+
+
+def _process(row: Layout) -> str:
+    rescaled = ", rescaled" if row.rescale_timesteps else ""
+    return f"{SCHEDULE_WORDS[row.beta_schedule]}, T = {row.num_train_timesteps:,}{rescaled}"
