@@ -43,6 +43,18 @@ def on_meta(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
+def save_shapes(path: Path, shapes: dict[str, list[int]], wrap=lambda state_dict: state_dict) -> Path:
+    """A file of these names and shapes in which every tensor is one zero, so that it is small.
+
+    Args:
+        path (`Path`): Where.
+        shapes (`dict`): By name.
+        wrap (callable): What to make of the state dictionary before it is written.
+    """
+    torch.save(wrap({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}), path)
+    return path
+
+
 def reference_facts(flags: dict) -> dict:
     """What names and shapes do not tell of a reference network."""
     fixed_width = flags["num_head_channels"] != -1
