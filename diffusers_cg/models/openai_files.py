@@ -294,18 +294,19 @@ def _missing(examined: Examined) -> list[str]:
 
 def _notes(examined: Examined, source: str | Path | Mapping) -> list[str]:
     """Which of several files it may be that is meant."""
-    notes = []
-    averages = [] if isinstance(source, Mapping) else averages_beside(Path(source))
+    if isinstance(source, Mapping):
+        return []
+    notes, averages = [], averages_beside(Path(source))
     if averages:
         notes.append(
             f"{examined.where} holds the weights as training left them: their average, which gives the good samples, is "
             f"beside it in {list_few(averages)}."
         )
     dtypes = {spec.dtype for spec in examined.parameters.specs.values()} & {torch.float16, torch.bfloat16}
-    if dtypes:
-        dtype = str(dtypes.pop()).removeprefix("torch.")
+    for dtype in dtypes:
+        said = str(dtype).removeprefix("torch.")
         notes.append(
-            f"{examined.where} holds weights that were rounded to {dtype}: a float32 file, if there is one, is exact."
+            f"{examined.where} holds weights that were rounded to {said}: a float32 file of them would be exact."
         )
     return notes
 

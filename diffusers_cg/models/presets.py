@@ -318,7 +318,11 @@ def layouts_table(parameters: dict[str, int]) -> str:
         steps, *scales = row.ddpm_num_inference_steps, row.ddpm_classifier_scale, row.ddim_classifier_scale
         cells = ["", "", ""] if steps is None else [str(steps), *map(str, scales)]
         lines.append(_table_row(name, parameters[name], _network(row), _process(row), *cells))
-    lines += ["", "| files | parameters | layout | network | schedule | predicts | from | license |", "| --- " * 8 + "|"]
+    lines += [
+        "",
+        "| files | parameters | layout | network | schedule | predicts | from | license |",
+        "| --- " * 8 + "|",
+    ]
     predicts = {"epsilon": "noise", "sample": "clean image", "v_prediction": "v"}
     for name, row in COMMUNITY.items():
         cells = (f"`{name}`", _network(row), _process(row), predicts[row.prediction_type], row.source, row.license)

@@ -10,11 +10,11 @@ from reference import (
     FORWARD,
     MANIFESTS,
     on_meta,
-    save_shapes,
     reference_classifier,
     reference_facts,
     reference_unet,
     rule_state_dict,
+    save_shapes,
 )
 
 from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
@@ -135,7 +135,10 @@ def test_facts_by_hand():
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
-        ({"prediction_type": "v_prediction"}, "prediction_type='epsilon' is known, but prediction_type='v_prediction'"),
+        (
+            {"prediction_type": "v_prediction"},
+            "prediction_type='epsilon' is known, but prediction_type='v_prediction'",
+        ),
         ({"num_train_timesteps": 4000}, "num_train_timesteps=1000 is known, but num_train_timesteps=4000 is stated"),
         ({"num_attention_heads": 3}, "attention_head_dim=64 is known, but num_attention_heads=3"),
         ({"new_attention_order": True}, "new_attention_order=False is known"),

@@ -1,6 +1,6 @@
 """The table of layouts: what OpenAI's flags, the paper and others' repositories say of each, and rows of one's own.
 
-    python tests/models/test_presets.py   # writes docs/checkpoints.md's tables anew
+python tests/models/test_presets.py   # writes docs/checkpoints.md's tables anew
 """
 
 import json
