@@ -30,8 +30,10 @@ from diffusers_cg.diffusion import (
     prior_term,
     resolve_timesteps,
     training_losses,
+    training_scheduler,
 )
 from diffusers_cg.guidance import classifier_gradient
+from diffusers_cg.models.fine_tuning import with_replaced
 
 
 BETA_SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -182,25 +184,35 @@ def test_variational_bound_over_a_subset_of_timesteps():
     assert relative_error(bits.total, LOSSES["bpd_20_steps_seed12.total_bpd"]) <= 1e-4
 
 
-# --------------------------------------------------------------------------------- numbers of steps, parts of the process
+# ------------------------------------------------------- other processes and predictions, numbers of steps, parts of the process
 
 
-def community_unet():
-    """The network of the runs without labels or classifier, with a learned variance."""
-    shapes = COMMUNITY_CASES["shapes"]
-    return ADMUNet2DModel.from_single_file(rule_state_dict(shapes), **reference_facts(COMMUNITY_CASES["flags"]))
+def community_unet(learned_range=True, **words):
+    """The network of the runs without labels or classifier."""
+    state_dict = rule_state_dict(COMMUNITY_CASES["shapes"])
+    if not learned_range:  # three output channels, of which the rule makes other weights
+        shapes = {name: [3, *state_dict[name].shape[1:]] for name in ("out.2.weight", "out.2.bias")}
+        state_dict |= rule_state_dict(shapes)
+    unet = ADMUNet2DModel.from_single_file(state_dict, **reference_facts(COMMUNITY_CASES["flags"]))
+    return with_replaced(unet, **words)[0].eval()
 
 
-@pytest.mark.parametrize("name", ["ddpm_23_steps", "ddim_30_steps"])
-def test_numbers_of_steps_that_do_not_divide_1000(name):
+@pytest.mark.parametrize("name", COMMUNITY_CASES["samplers"])
+def test_other_processes_predictions_and_numbers_of_steps(name):
     case = COMMUNITY_CASES["samplers"][name]
-    kind = ClassifierGuidedDDPMPipeline if case["sampler"] == "ddpm" else ClassifierGuidedDDIMPipeline
-    schedule = BETA_SCHEDULES[case["noise_schedule"]]
-    scheduler = DDPMScheduler(
-        variance_type="learned_range", timestep_spacing="linspace", beta_schedule=schedule, clip_sample=True
+    process = {
+        "num_train_timesteps": case["num_train_timesteps"],
+        "beta_schedule": BETA_SCHEDULES[case["noise_schedule"]],
+        "prediction_type": case["prediction_type"],
+    }
+    unet = community_unet(case["learned_range"], rescale_timesteps=case["rescale_timesteps"], **process)
+    scheduler = training_scheduler(
+        **process, variance_type="learned_range" if case["learned_range"] else "fixed_large"
     )
-    pipe, trace, timesteps = kind(community_unet(), scheduler), [], []
+    kind = ClassifierGuidedDDPMPipeline if case["sampler"] == "ddpm" else ClassifierGuidedDDIMPipeline
+    pipe, trace, timesteps, network_times = kind(unet, scheduler), [], [], []
     pipe.set_progress_bar_config(disable=True)
+    unet.time_proj.register_forward_pre_hook(lambda module, inputs: network_times.append(inputs[0].tolist()))
 
     def record(pipe, step, timestep, tensors):
         trace.append(tensors["latents"])
@@ -214,6 +226,7 @@ def test_numbers_of_steps_that_do_not_divide_1000(name):
         callback_on_step_end=record,
     )
     assert timesteps == case["timesteps"]
+    assert network_times == [[time, time] for time in case["network_times"]]
     assert (torch.stack(trace) - COMMUNITY[f"{name}.trace"]).abs().max() <= 1e-4
 
 

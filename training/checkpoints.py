@@ -18,6 +18,7 @@ from diffusers_cg.errors import InputError
 
 STATE_FILE = "training_state.json"
 PROCESS = {"num_train_timesteps", "rescale_timesteps", "beta_schedule", "prediction_type"}  # what a model states of it
+BEFORE = {"prediction_type": "epsilon", "rescale_timesteps": False}  # of trainings that had no such settings yet
 TORCH_WRITER = "inline_container.cc"  # whose RuntimeError says no more than that a file is not as long as it should be
 
 T = TypeVar("T")
@@ -168,7 +169,7 @@ def _matching_state(directory: Path, model_config: dict[str, Any], settings: dic
     if differing:
         stated = ", ".join(f"{n}={state['model_config'].get(n)} (now {model_config.get(n)})" for n in differing)
         raise InputError(f"{directory} is a checkpoint of another architecture: {stated}.")
-    then = {**settings, **state["settings"]}
+    then = {**settings, **BEFORE, **state["settings"]}
     changed = [
         f"{name}={reprlib.repr(then[name])}, now it is {reprlib.repr(now)}"
         for name, now in settings.items()

@@ -1,6 +1,6 @@
 """What steers a sampler: gradients of log p(y | x_t), mixed noises, replaced clean images."""
 
-from diffusers_cg.guidance.classifier_guidance import ClassifierGuidance, classifier_gradient
+from diffusers_cg.guidance.classifier_guidance import ClassifierGuidance, classifier_gradient, keeping_weights
 from diffusers_cg.guidance.guidance import Guidance, GuidanceFunction, GuidanceSum, GuidedStep
 
 
@@ -11,4 +11,5 @@ __all__ = [
     "GuidanceSum",
     "GuidedStep",
     "classifier_gradient",
+    "keeping_weights",
 ]

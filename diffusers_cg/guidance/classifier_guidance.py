@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from diffusers_cg.errors import InputError
 from diffusers_cg.guidance.guidance import Guidance, GuidedStep
@@ -53,10 +54,31 @@ def classifier_gradient(
         # clones, since tensors made in inference mode cannot take part in a gradient
         sample, class_labels = sample.detach().float().clone().requires_grad_(True), class_labels.clone()
         timestep = timestep.clone() if isinstance(timestep, torch.Tensor) else timestep
-        logits = classifier(sample.to(classifier.dtype), timestep).logits
+        with keeping_weights(classifier):
+            logits = classifier(sample.to(classifier.dtype), timestep).logits
         log_probs = logits.float().log_softmax(dim=-1)
         selected = log_probs.gather(1, class_labels[:, None]).sum()
         return torch.autograd.grad(selected, sample)[0]
+
+
+def keeping_weights(model: nn.Module) -> saved_tensors_hooks:
+    """A context in which a graph through `model` keeps the weights that the forward pass read, for the backward pass.
+
+    diffusers' memory savers (group offload, layerwise casting) put weights away after every forward pass: the tensors stay, and
+    other data, or none, comes into them. What is detached here shares their data of now, at no cost.
+
+    Raises:
+        InputError: if the graph would not hold the weights, but look for them once more in what the savers left.
+    """
+    looks_twice = torch.is_grad_enabled() and getattr(model, "is_gradient_checkpointing", False)
+    if looks_twice and any(hasattr(module, "_diffusers_hook") for module in model.modules()):
+        raise InputError(
+            f"A gradient through {type(model).__name__} cannot be had with gradient checkpointing and group offload or "
+            "layerwise casting at once: call its disable_gradient_checkpointing()."
+        )
+    return saved_tensors_hooks(
+        lambda tensor: tensor.detach() if isinstance(tensor, nn.Parameter) else tensor, lambda tensor: tensor
+    )
 
 
 @contextmanager

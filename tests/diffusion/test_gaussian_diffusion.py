@@ -1,6 +1,7 @@
 """The diffusion arithmetic against its definitions, and against diffusers' schedulers where those are right."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import tiny
@@ -229,11 +230,15 @@ def test_refused_variance_types(variance_type):
 
 @pytest.mark.parametrize(
     "scheduler",
-    [DDPMScheduler(prediction_type="v_prediction"), FlowMatchEulerDiscreteScheduler()],
-    ids=["v_prediction", "flow matching"],
+    [
+        DDPMScheduler(prediction_type="flow_prediction"),
+        FlowMatchEulerDiscreteScheduler(),
+        DDPMScheduler(rescale_betas_zero_snr=True),
+    ],
+    ids=["another prediction", "flow matching", "no signal at the last timestep"],
 )
 def test_refused_processes(scheduler):
-    with pytest.raises(ValueError, match="A scheduler with betas for models that predict the noise is needed, got"):
+    with pytest.raises(InputError):
         GaussianDiffusion.from_scheduler(scheduler)
 
 
@@ -338,7 +343,7 @@ def test_a_step_of_ddim(eta):
     stock = DDIMScheduler(timestep_spacing="leading")
     timesteps = resolve_timesteps(stock, 5, None)
     diffusion = GaussianDiffusion.from_scheduler(stock, timesteps)
-    scheduler = scheduler_on_guided_noise(stock, diffusion)
+    scheduler = scheduler_on_guided_noise(deepcopy(stock), diffusion)
     assert stock.config.clip_sample and not scheduler.config.clip_sample
     for t, index in zip(timesteps, scheduler.timesteps):
         original = diffusion.predict_original(OUTPUT[:, :3], CLEAN, t).clamp(-1, 1)

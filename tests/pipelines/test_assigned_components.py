@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -10,6 +11,8 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
 )
 from tiny import seeded
 
@@ -43,9 +46,8 @@ def test_an_assigned_scheduler_is_as_good_as_one_given_to_the_constructor(kind, 
 @BOTH
 def test_an_assigned_scheduler_of_another_family_is_refused_by_name(kind):
     pipe = tiny.pipeline(kind)
-    pipe.scheduler = EulerDiscreteScheduler(prediction_type="v_prediction" if kind is DDPM else "epsilon")
-    said = "v_prediction" if kind is DDPM else "EulerDiscreteScheduler do not keep variance"
-    tiny.check_refused(pipe, {"class_labels": [0, 3]}, InputError, said)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler() if kind is DDPM else EulerDiscreteScheduler()
+    tiny.check_refused(pipe, {"class_labels": [0, 3]}, InputError, type(pipe.scheduler).__name__)
 
 
 @BOTH
@@ -88,3 +90,49 @@ def test_from_pipe_leads_from_either_pipeline_to_the_other():
     ddim.set_progress_bar_config(disable=True)
     assert torch.equal(draw(ddim), draw(tiny.pipeline(DDIM)))
     assert isinstance(DDPM.from_pipe(ddim).scheduler, DDPMScheduler)
+
+
+def test_a_classifier_of_another_make_is_refused():
+    pipe = tiny.pipeline(DDIM)
+    pipe.classifier = torch.nn.Linear(4, 4)
+    with pytest.raises(InputError, match="`classifier` must be a NoisyClassifierModel, got Linear"):
+        pipe([0, 3])
+    with pytest.raises(InputError, match="`classifier` must be a NoisyClassifierModel, got Linear"):
+        DDIM(pipe.unet, pipe.scheduler, pipe.classifier)
+
+
+def test_a_unet_that_states_no_size_is_told_it_by_the_call():
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    pipe = DDPM(UNet2DModel(in_channels=1, out_channels=1, block_out_channels=(32, 32), **blocks), DDPMScheduler())
+    tiny.check_refused(pipe, {}, InputError, "pass `height` and `width`")
+    images = pipe(num_inference_steps=1, height=8, width=12, output_type="latent").images
+    assert images.shape == (1, 1, 8, 12)
+
+
+def test_numbers_of_numpy_and_torch():
+    pipe = tiny.pipeline(DDIM)
+    expected = draw(pipe, 2, eta=0.5)
+    for eta in (np.float32(0.5), torch.tensor(0.5)):
+        images = pipe(
+            np.array([0, 3]),
+            num_inference_steps=np.int64(2),
+            batch_size=np.int64(2),
+            eta=eta,
+            generator=seeded(),
+            output_type="latent",
+        ).images
+        assert torch.equal(images, expected)
+
+
+def test_guidance_that_knows_no_classes_needs_no_labels():
+    images = [
+        tiny.pipeline(DDIM, with_classifier=with_classifier)(
+            batch_size=2,
+            guidance=lambda step: torch.ones_like(step.sample),
+            num_inference_steps=2,
+            generator=seeded(),
+            output_type="latent",
+        ).images
+        for with_classifier in (True, False)
+    ]
+    assert torch.equal(*images)

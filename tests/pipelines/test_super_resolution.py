@@ -354,7 +354,7 @@ def test_classifier_that_does_not_fit(changed, said):
     ("scheduler", "said"),
     [
         (EulerDiscreteScheduler(), "EulerDiscreteScheduler .*use DDIMScheduler"),
-        (DDPMScheduler(prediction_type="v_prediction"), "prediction_type='v_prediction'"),
+        (DDPMScheduler(prediction_type="flow_prediction"), "`prediction_type` must be one of"),
         (DDPMScheduler(variance_type="learned_range"), "expects a learned variance, but the unet has as many output"),
     ],
 )

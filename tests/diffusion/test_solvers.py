@@ -1,0 +1,51 @@
+"""The timesteps of schedulers that step on guided noise, for any number of steps, and which those are."""
+
+import logging
+
+import pytest
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, LCMScheduler, SASolverScheduler
+
+from diffusers_cg.diffusion import resolve_timesteps, to_ddim_scheduler, training_scheduler
+from diffusers_cg.diffusion.schedulers import SOLVERS
+from diffusers_cg.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    caplog.set_level(logging.ERROR)  # the single-step solver warns of every odd number
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: solver.__name__)
+def test_every_number_of_steps_starts_from_noise(solver, spacing):
+    config = training_scheduler().config
+    for number in [*range(4, 40), *range(41, 1000, 37), 223, 501, 600, 999, 1000]:  # PNDM takes no fewer than 4
+        timesteps = resolve_timesteps(solver.from_config(config, timestep_spacing=spacing), number, None)
+        assert len(timesteps) >= number
+        assert timesteps == sorted(timesteps, reverse=True) and timesteps[-1] >= 0
+        assert 1000 - max(100, 2001 / number) <= timesteps[0] + 1 <= 1000, number
+
+
+def test_one_step_starts_from_noise():
+    assert resolve_timesteps(DPMSolverMultistepScheduler(timestep_spacing="leading"), 1, None) == [999]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "number"),
+    [
+        (DDIMScheduler(timestep_spacing="trailing"), 61),
+        (DDIMScheduler(steps_offset=1), 1000),
+        (DDPMScheduler(timestep_spacing="leading"), 600),
+        (DPMSolverMultistepScheduler(use_karras_sigmas=True), 25),
+    ],
+    ids=["trailing", "offset", "leading", "karras"],
+)
+def test_timesteps_that_the_scheduler_chooses_are_of_the_training(scheduler, number):
+    timesteps = resolve_timesteps(scheduler, number, None)
+    assert len(timesteps) == number and 980 < timesteps[0] <= 999 and timesteps[-1] >= 0
+
+
+@pytest.mark.parametrize("kind", [LCMScheduler, SASolverScheduler])
+def test_schedulers_that_would_draw_something_else_are_refused_by_name(kind):
+    with pytest.raises(InputError, match=kind.__name__):
+        to_ddim_scheduler(kind())
