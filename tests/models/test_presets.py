@@ -94,7 +94,7 @@ def test_the_paper_s_defaults(name, schedule, ddpm_steps, ddpm_scale, ddim_scale
 
 
 def test_the_page_s_tables_are_the_code_s():
-    assert stated_table() in PAGE.read_text(), "python tests/models/test_presets.py writes them anew"
+    assert stated_table() in PAGE.read_text(), "PYTHONPATH=tests python tests/models/test_presets.py writes them anew"
 
 
 TINY = {"sample_size": 16, "base_channels": 32, "channel_multipliers": (1, 2), "layers_per_block": 1,
