@@ -93,7 +93,7 @@ def open_folder(folder: Path, kind: str | None) -> tuple[Parameters, dict[str, A
             f"{where} holds a {config.get('_class_name')}, which is none of the formats that are converted: a "
             "UNet2DModel with attention_legacy_order, or an ADMUNet2DModel with OpenAI's flags in config.json."
         )
-    return parameters, facts | _process(where)
+    return parameters, facts | _process_beside(where)
 
 
 def download(repo_id: str, subfolder: str | None = None, **options: Any) -> Path:
@@ -103,7 +103,7 @@ def download(repo_id: str, subfolder: str | None = None, **options: Any) -> Path
     return Path(snapshot_download(repo_id, allow_patterns=patterns, **options))
 
 
-def _process(folder: Path) -> dict[str, Any]:
+def _process_beside(folder: Path) -> dict[str, Any]:
     """What the scheduler beside a network says of its training."""
     places = (folder, folder / "scheduler", folder.parent / "scheduler")
     for config in (json.loads(file.read_text()) for place in places for file in place.glob("scheduler_config.json")):

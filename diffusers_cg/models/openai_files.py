@@ -472,10 +472,19 @@ class OpenAICheckpointMixin:
         return (model, {}) if kwargs.get("output_loading_info") else model
 
     @torch.no_grad()
-    def save_pretrained(self, save_directory: str | Path, max_shard_size: int | str = "10GB", **kwargs) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *args,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **kwargs,
+    ) -> None:
         """As diffusers' own; of a model whose weights are still in their file, tensor by tensor."""
         if self._unread is None:
-            super().save_pretrained(save_directory, max_shard_size=max_shard_size, **kwargs)
+            options = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+            super().save_pretrained(save_directory, *args, **options, **kwargs)
             return
         self.save_config(save_directory)
         specs = {name: self.state_dict()[name] for entry in openai_entries(self) for name in entry.ours}

@@ -137,13 +137,13 @@ def _agree(recognised: Recognised, layout: Layout, but: tuple[str, ...] = ()) ->
     stated = layout.architecture
     found = recognised.arguments_at(stated["sample_size"])
     return recognised.kind == layout.kind and all(
-        _sorted(name, stated[name]) == _sorted(name, value)
+        _in_order(name, stated[name]) == _in_order(name, value)
         for name, value in found.items()
         if name in stated and name not in but
     )
 
 
-def _sorted(name: str, value: Any) -> Any:
+def _in_order(name: str, value: Any) -> Any:
     return sorted(value) if name == "attention_resolutions" else value
 
 

@@ -317,7 +317,7 @@ def layouts_table(parameters: dict[str, int]) -> str:
     for name, row in PRESETS.items():
         steps, *scales = row.ddpm_num_inference_steps, row.ddpm_classifier_scale, row.ddim_classifier_scale
         cells = ["", "", ""] if steps is None else [str(steps), *map(str, scales)]
-        lines.append(_table_row(name, parameters[name], _network(row), _process(row), *cells))
+        lines.append(_table_row(name, parameters[name], _network_words(row), _process_words(row), *cells))
     lines += [
         "",
         "| files | parameters | layout | network | schedule | predicts | from | license |",
@@ -325,7 +325,14 @@ def layouts_table(parameters: dict[str, int]) -> str:
     ]
     predicts = {"epsilon": "noise", "sample": "clean image", "v_prediction": "v"}
     for name, row in COMMUNITY.items():
-        cells = (f"`{name}`", _network(row), _process(row), predicts[row.prediction_type], row.source, row.license)
+        cells = (
+            f"`{name}`",
+            _network_words(row),
+            _process_words(row),
+            predicts[row.prediction_type],
+            row.source,
+            row.license,
+        )
         lines.append(_table_row(row.files, parameters[name], *cells))
     return "\n".join(lines)
 
@@ -335,7 +342,7 @@ def _table_row(files: str | tuple[str, ...], parameters: int, *cells: str) -> st
     return f"| {' | '.join([names, f'{parameters:,}', *cells])} |"
 
 
-def _network(row: Layout) -> str:
+def _network_words(row: Layout) -> str:
     size, classes = row.architecture["sample_size"], row.architecture.get("num_class_embeds")
     if row.kind == "classifier":
         return f"classifier, {size}, {row.architecture['num_classes']:,} classes"
@@ -343,6 +350,6 @@ def _network(row: Layout) -> str:
     return f"{kind} {size}, {f'{classes:,} classes' if classes else 'unconditional'}"
 
 
-def _process(row: Layout) -> str:
+def _process_words(row: Layout) -> str:
     rescaled = ", rescaled" if row.rescale_timesteps else ""
     return f"{SCHEDULE_WORDS[row.beta_schedule]}, T = {row.num_train_timesteps:,}{rescaled}"

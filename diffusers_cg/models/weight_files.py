@@ -144,10 +144,11 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
         raise InputError(f"{path} cannot be read as a checkpoint; it is truncated or another kind of file.") from error
     if isinstance(held, Mapping) and "param_groups" in held and "state" in held:
+        averages = averages_beside(path, every=True)
         raise InputError(
             f"{path} holds the entries state, param_groups: an optimizer's state, no network. guided-diffusion writes the "
             f"weights beside it as model*.pt, and their average, which gives the good samples, as ema_*.pt"
-            f"{_said(averages_beside(path, every=True))}."
+            f"{f': {list_few(averages)}' if averages else ''}."
         )
     tensors = dict(_flatten(held)) if isinstance(held, Mapping) else {}
     if not tensors:
@@ -209,10 +210,6 @@ def averages_beside(path: Path, every: bool = False) -> list[str]:
         return []
     suffix = f"_{step[1]}.pt" if step and step[1] else ".pt"
     return sorted(file.name for file in path.parent.glob("ema*") if file.name.endswith(suffix))
-
-
-def _said(names: list[str]) -> str:
-    return f": {list_few(names)}" if names else ""
 
 
 def weight_files(folder: Path) -> list[Path]:
