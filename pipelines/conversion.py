@@ -17,7 +17,7 @@ from diffusers_cg.pipelines import ClassifierGuidedDDPMPipeline, ClassifierGuide
 
 
 USUAL_PROCESS = {"num_train_timesteps": 1000, "beta_schedule": "linear", "prediction_type": "epsilon"}
-FIRST_TIME = 0.5  # in steps: at time 0 itself the noise is none, and no number of it can be told
+FIRST_TIME = 0.5  # of step 0: at time 0 itself there is no noise, which divides
 
 
 def convert_checkpoints(
@@ -93,8 +93,8 @@ def scheduler_of(unet: ADMUNet2DModel, process: dict[str, Any], name: str) -> DD
     unknown = [key for key in USUAL_PROCESS if key not in process]
     if unknown:
         warnings.warn(
-            f"Nothing tells how {name} was trained: {', '.join(f'{key}={USUAL_PROCESS[key]!r}' for key in unknown)} are "
-            "assumed; pass what is otherwise.",
+            f"Nothing tells how {name} was trained: {', '.join(f'{key}={USUAL_PROCESS[key]!r}' for key in unknown)} "
+            f"{'is' if len(unknown) == 1 else 'are'} assumed; pass what is otherwise.",
             CheckpointWarning,
             stacklevel=3,
         )

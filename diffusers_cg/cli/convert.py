@@ -155,7 +155,7 @@ def run(settings: ConvertSettings) -> None:
     from diffusers_cg.data.files import atomic_directory
     from diffusers_cg.hub.model_card import write_openai_model_card
     from diffusers_cg.models import DTYPES
-    from diffusers_cg.models.presets import register_layouts
+    from diffusers_cg.models.own_layouts import register_layouts
     from diffusers_cg.pipelines.conversion import convert_checkpoints
 
     if settings.layouts is not None:

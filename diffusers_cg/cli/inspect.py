@@ -30,7 +30,7 @@ class InspectSettings(CheckpointSettings):
 
 def run(settings: InspectSettings) -> None:
     from diffusers_cg.models.openai_files import examine
-    from diffusers_cg.models.presets import register_layouts
+    from diffusers_cg.models.own_layouts import register_layouts
 
     if settings.layouts is not None:
         register_layouts(settings.layouts)

@@ -108,12 +108,15 @@ def _process_beside(folder: Path) -> dict[str, Any]:
     places = (folder, folder / "scheduler", folder.parent / "scheduler")
     for config in (json.loads(file.read_text()) for place in places for file in place.glob("scheduler_config.json")):
         schedule = config.get("beta_schedule", SCHEDULES.get(config.get("noise_schedule")))
-        sample = config.get("predict_xstart")  # in OpenAI's words
+        if "predict_xstart" in config:  # OpenAI's words
+            prediction_type = "sample" if config["predict_xstart"] else "epsilon"
+        else:
+            prediction_type = config.get("prediction_type", "epsilon")  # diffusers' own default
         stated = {
             "num_train_timesteps": config.get("num_train_timesteps", config.get("steps")),
             "beta_schedule": schedule if schedule in SCHEDULES.values() else None,
             "rescale_timesteps": config.get("rescale_timesteps"),
-            "prediction_type": config.get("prediction_type") or {True: "sample", False: "epsilon"}.get(sample),
+            "prediction_type": prediction_type,
         }
         return {name: value for name, value in stated.items() if value is not None}
     return {}

@@ -469,7 +469,8 @@ class OpenAICheckpointMixin:
             folder = download(str(folder), **where)
         folder = folder / (kwargs.get("subfolder") or "")
         model = cls.from_single_file(folder, torch_dtype=kwargs.get("torch_dtype") or torch.float32)
-        return (model, {}) if kwargs.get("output_loading_info") else model
+        nothing = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+        return (model, nothing) if kwargs.get("output_loading_info") else model
 
     @torch.no_grad()
     def save_pretrained(

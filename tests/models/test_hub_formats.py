@@ -7,9 +7,10 @@ import torch
 from reference import CASES, FORWARD, reference_classifier, reference_unet, rule_state_dict
 from safetensors.torch import save_file
 
-from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
+from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDIMPipeline, NoisyClassifierModel
 from diffusers_cg.errors import InputError
 from diffusers_cg.models.openai_layout import openai_entries
+from diffusers_cg.pipelines.conversion import convert_checkpoints
 
 
 UNET = CASES["forward"]["unet"]["unconditional_dropout"]
@@ -82,6 +83,19 @@ def test_the_fork_s_unet(fork):
         assert unet.config["_new_attention_order"] is False
     back = unet.to_openai_state_dict()
     assert all(torch.equal(back[key], tensor) for key, tensor in rule_state_dict(UNET["shapes"]).items())
+
+
+def test_from_the_hub(fork, hub):
+    hub.put("them/adm", {path.name: path.read_bytes() for path in fork.iterdir()} | {"unet.py": b"raise SystemExit"})
+    unet = ADMUNet2DModel.from_pretrained("them/adm")
+    assert same_output(unet, reference_unet("unconditional_dropout")) and unet.config.num_train_timesteps == 1000
+
+
+def test_a_folder_becomes_a_pipeline(fork, tmp_path):
+    pipe, preset = convert_checkpoints(fork, read=False)
+    pipe.save_pretrained(tmp_path / "pipeline")
+    loaded = ClassifierGuidedDDIMPipeline.from_pretrained(tmp_path / "pipeline")
+    assert preset is None and same_output(loaded.unet, reference_unet("unconditional_dropout"))
 
 
 def test_the_fork_s_weights_that_do_not_fit(fork):

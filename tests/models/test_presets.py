@@ -15,6 +15,7 @@ from diffusers_cg import ADMUNet2DModel
 from diffusers_cg.errors import InputError
 from diffusers_cg.models.openai_files import CheckpointWarning
 from diffusers_cg.models.openai_flags import layout_facts_of_flags
+from diffusers_cg.models.own_layouts import register_layout, register_layouts
 from diffusers_cg.models.presets import (
     COMMUNITY,
     CONTINUOUS_COSINE,
@@ -22,8 +23,6 @@ from diffusers_cg.models.presets import (
     PRESETS,
     Layout,
     layouts_table,
-    register_layout,
-    register_layouts,
 )
 
 
