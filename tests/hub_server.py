@@ -122,16 +122,18 @@ class HubError(Exception):
 
 @dataclass
 class Failure:
-    """An answer to give instead to requests of a method and a path, once the first `after` of them have passed."""
+    """An answer to give instead to requests of a method, or of several by a pattern, and a path, once the first `after` of
+    them have passed."""
 
     method: str
     path: str
     status: int
     message: str = "Internal Error - We're working hard to fix this as soon as possible!"
     after: int = 0
+    code: str | None = None
 
     def answers(self, method: str, path: str) -> bool:
-        if method != self.method or not re.search(self.path, path):
+        if not re.fullmatch(self.method, method) or not re.search(self.path, path):
             return False
         self.after -= 1
         return self.after < 0
@@ -203,7 +205,7 @@ class HubServer:
             self.requests.append(f"{method} {path}")
             for failure in self.failures:
                 if failure.answers(method, path):
-                    raise HubError(failure.status, failure.message)
+                    raise HubError(failure.status, failure.message, failure.code)
             for allowed, pattern, respond in ROUTES:
                 match = re.fullmatch(pattern, path)
                 if match and method in allowed:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -15,6 +15,9 @@ from safetensors import SafetensorError
 from diffusers_cg.data.files import atomic_directory, partial_path
 from diffusers_cg.errors import InputError
 
+
+if TYPE_CHECKING:
+    from diffusers_cg.training.config import TrainingSettings
 
 STATE_FILE = "training_state.json"
 PROCESS = {"num_train_timesteps", "rescale_timesteps", "beta_schedule", "prediction_type"}  # what a model states of it
@@ -132,6 +135,10 @@ class Checkpoints:
 
         return self._on_main(find)
 
+    def state(self, directory: Path) -> dict[str, Any]:
+        """What was saved with a checkpoint. All processes call it, and get the same."""
+        return self._on_main(lambda: json.loads((directory / STATE_FILE).read_text()))
+
     def load(self, directory: Path, model_config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         """Loads a checkpoint, and returns the state that was saved with it.
 
@@ -157,6 +164,13 @@ class Checkpoints:
         return decided[0]
 
 
+def state_to_resume(accelerator: Accelerator, settings: "TrainingSettings") -> dict[str, Any]:
+    """The settings of the checkpoint that these settings resume, empty for none. All processes call it."""
+    checkpoints = Checkpoints(accelerator, settings.output_dir)
+    checkpoint = checkpoints.find(settings.resume_from_checkpoint)
+    return {} if checkpoint is None else checkpoints.state(checkpoint)["settings"]
+
+
 def _matching_state(directory: Path, model_config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     state = json.loads((directory / STATE_FILE).read_text())
     differing = sorted(
@@ -173,10 +187,15 @@ def _matching_state(directory: Path, model_config: dict[str, Any], settings: dic
     changed = [
         f"{name}={reprlib.repr(then[name])}, now it is {reprlib.repr(now)}"
         for name, now in settings.items()
-        if then[name] != now
+        if then[name] != now and name != "images"
     ]
     if changed:
         raise InputError(f"{directory} was trained with {'; '.join(changed)}: the two cannot be joined.")
+    if "images" in settings and then["images"] != settings["images"]:
+        raise InputError(
+            f"{directory} was trained on other images than these, though on as many: pass those, or --allow_other_images "
+            "if it is meant to go on with these."
+        )
     return state
 
 

@@ -37,6 +37,7 @@ from diffusers_cg.data.images import resize_and_crop
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg_cli.command import command
 from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.shared import ImageRange
 
 
 CLUSTERS_FILE = "clusters.json"
@@ -89,6 +90,9 @@ class ClusterSettings(Settings):
     seed: int = 0
     """Seed of k-means."""
 
+    image_range: ImageRange | None = None
+    """The values of black and white in images of more than 8 bits: 0 65535, say, or 0 1."""
+
     skip_bad_images: bool = False
     """Leave out files that are no images, instead of refusing them."""
 
@@ -120,19 +124,21 @@ class FeatureSettings:
         features (`str`): `"model"` or `"pixels"`.
         model, pooling (`str`, *optional*): Of a model's features, as the flags.
         pixels_size (`int`, *optional*): Of pixels, as the flag.
+        image_range (`list[float]`, *optional*): Of either, as the flag.
     """
 
     features: str
     model: str | None = None
     pooling: str | None = None
     pixels_size: int | None = None
+    image_range: list[float] | None = None
 
     @classmethod
     def of(cls, settings: ClusterSettings) -> "FeatureSettings":
         if settings.features == "pixels":
-            return cls("pixels", pixels_size=settings.pixels_size)
+            return cls("pixels", pixels_size=settings.pixels_size, image_range=settings.image_range)
         model = str(Path(settings.model).resolve()) if Path(settings.model).is_dir() else settings.model
-        return cls("model", model=model, pooling=settings.pooling)
+        return cls("model", model=model, pooling=settings.pooling, image_range=settings.image_range)
 
     def extractor(self) -> Callable[[Sequence[Image.Image]], np.ndarray]:
         """A function from RGB images to their features (B, D) float32."""
@@ -312,7 +318,9 @@ def main(settings: ClusterSettings) -> None:
     else:
         described_by, centers = load_clusters(settings.clusters_from)
     num_clusters = settings.num_clusters if centers is None else len(centers)
-    images = open_folder(settings.image_dir)
+    image_range = settings.image_range or described_by.image_range
+    images = open_folder(settings.image_dir, image_range=image_range)
+    print(images.summary())
     check_number(images, "files", settings.num_clusters)
     images = readable_images(images, settings.skip_bad_images)
     check_number(images, "images that can be read", settings.num_clusters)

@@ -34,6 +34,7 @@ from diffusers_cg.hub.publishing import check_repo_id
 from diffusers_cg.models.fine_tuning import scaled_attention_resolutions
 from diffusers_cg.models.presets import ATTENTION_RESOLUTIONS, CHANNEL_MULTIPLIERS, PRESETS
 from diffusers_cg_cli.settings import Settings, find_file, parse, read_file
+from diffusers_cg_cli.shared import ImageRange
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -100,11 +101,17 @@ class DataSettings(Settings):
     image_column: str | None = None
     """Column of images; the only one by default."""
     label_column: str | None = None
-    """Column of labels, whole numbers from 0; by default the only one of class labels, or else label or cls."""
+    """Column of labels, whole numbers from 0, truth values or texts; by default the only one of class labels, or else label
+    or cls."""
     class_names: Annotated[list[str], Field(min_length=1)] | None = None
     """What the classes are called, where the dataset does not say."""
     num_classes: PositiveInt | None = None
     """Number of classes, where a streamed dataset holds plain numbers as labels."""
+    class_from_file_name: bool = False
+    """Of a folder: the class of an image is not its subfolder but what stands before the first _ in its file's name, as in
+    dog_0001.png (the layout of the paper's own code)."""
+    image_range: Annotated[ImageRange | None, RESUMED] = None
+    """The values of black and white in images of more than 8 bits: 0 65535, say, 0 1, or -1 1."""
     streaming: bool = False
     """Read the dataset while training, in place of downloading and converting it first."""
     shuffle_buffer_size: NonNegativeInt = 1000
@@ -124,6 +131,8 @@ class DataSettings(Settings):
     next one of the data stands in."""
     verify_images: bool = True
     """Decode every image once before training starts; not possible with --streaming."""
+    allow_other_images: bool = False
+    """Go on from a checkpoint, though these are not the images that it was trained on."""
 
 
 class NetworkSettings(Settings):

@@ -7,15 +7,30 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Sampler, default_collate, get_worker_info
 
-from diffusers_cg.data import ImageSet, ImageStream, StoredImage, open_dataset, open_folder, readable_images
-from diffusers_cg.data.image_sets import Labels
+from diffusers_cg.data import (
+    Checked,
+    ImageSet,
+    ImageStream,
+    StoredImage,
+    check_images,
+    open_dataset,
+    open_folder,
+    readable_images,
+)
+from diffusers_cg.data.classes import Labels, same_classes
+from diffusers_cg.data.hf_datasets import is_dataset
+from diffusers_cg.data.image_sets import warn_of_constant
 from diffusers_cg.data.images import downscale, resize_and_crop, to_tensor
 from diffusers_cg.errors import InputError
 
@@ -51,15 +66,16 @@ def open_training_images(
     settings: "DataSettings",
     labels: Labels = "required",
     split: str | None = None,
-    class_names: Sequence[str] | None = None,
+    known_classes: Sequence[str] | None = None,
 ) -> ImageSet | ImageStream:
     """The images that the settings name; [`checked_images`] are those that can be read.
 
     Args:
         settings (`DataSettings`): Which images.
-        labels (`str`): `"required"`, or `"optional"`: then images without any are one class, called `images`.
+        labels (`str`): `"required"`, or `"optional"`: then labels, which nothing is trained on, are taken where there are any
+            and all is in order, and images without are one class, called `images`.
         split (`str`, *optional*): Another split of the dataset than the settings'.
-        class_names (sequence of `str`, *optional*): What the classes are called, if not as the settings say.
+        known_classes (sequence of `str`, *optional*): The classes that those of the images are among.
 
     Raises:
         InputError: if the settings name no source or several, or the source does not hold images with labels as needed.
@@ -76,7 +92,9 @@ def open_training_images(
             raise InputError(
                 f"--{needless[0]} is for --dataset_name and --train_data_files, not for --train_data_dir."
             )
-        return open_folder(settings.train_data_dir, labels)
+        return open_image_folder(settings, settings.train_data_dir, labels)
+    if settings.class_from_file_name:
+        raise InputError("--class_from_file_name is for --train_data_dir: columns say the classes of a dataset.")
     return open_dataset(
         settings.train_data_files if settings.dataset_name is None else settings.dataset_name,
         labels,
@@ -84,18 +102,65 @@ def open_training_images(
         config_name=settings.dataset_config_name,
         image_column=settings.image_column,
         label_column=settings.label_column,
-        class_names=class_names or settings.class_names,
+        known_classes=known_classes,
+        class_names=settings.class_names,
         num_classes=settings.num_classes,
+        image_range=settings.image_range,
         streaming=settings.streaming,
         cache_dir=settings.cache_dir,
     )
 
 
+def open_image_folder(
+    settings: "DataSettings", folder: Path, labels: Labels, known_classes: Sequence[str] | None = None
+) -> ImageSet:
+    """The images of a folder, as the settings say; [`open_folder`] refuses what is none.
+
+    Raises:
+        InputError: if it is a dataset.
+    """
+    try:
+        return open_folder(
+            folder,
+            labels,
+            known_classes=known_classes,
+            image_range=settings.image_range,
+            class_from_file_name=settings.class_from_file_name,
+        )
+    except InputError as error:
+        if folder.is_dir() and is_dataset(folder):
+            raise InputError(
+                f"{folder} is no folder of images but a dataset: pass it as --dataset_name {folder}."
+            ) from error
+        raise
+
+
+def in_class_order(images: ImageSet | ImageStream, *orders: Sequence[str] | None) -> ImageSet | ImageStream:
+    """The images, their labels in the first of some orders of class names that is one of the same classes: a checkpoint's,
+    say, or a pretrained model's.
+    """
+    for class_names in orders:
+        if same_classes(images.class_names, class_names):
+            return images.with_classes(class_names)
+    return images
+
+
 def checked_images(images: ImageSet | ImageStream, settings: "DataSettings") -> ImageSet | ImageStream:
-    """[`readable_images`], if the settings have them verified; a stream cannot be looked through beforehand."""
+    """[`readable_images`], if the settings have them verified; a stream cannot be looked through beforehand.
+
+    Each of several processes looks at its share, and all learn what was found. All call this.
+    """
     if isinstance(images, ImageStream) or not settings.verify_images:
         return images
-    return readable_images(images, settings.skip_bad_images, settings.dataloader_num_workers)
+    processes = PartialState()
+    checked = check_images(images, settings.dataloader_num_workers, processes.process_index, processes.num_processes)
+    checked = Checked(
+        faults=dict(sorted(gather_object(list(checked.faults.items())))),
+        constant=sorted(gather_object(checked.constant)),
+    )
+    if processes.is_main_process:
+        warn_of_constant(images.source, [images[index].name for index in checked.constant], len(images))
+    return readable_images(images, settings.skip_bad_images, checked=checked, say=processes.print)
 
 
 # ---------------------------------------------------------------------------------------------------------------- items
@@ -118,6 +183,7 @@ class TrainingImages:
         shuffle_buffer_size (`int`): Number of images of a stream among which the next one is drawn; 0 for its own
             order.
         images_per_epoch (`int`, *optional*): Number of images that counts as an epoch of a stream.
+        stratified (`bool`): Whether what was held out of them is the same part of every class.
     """
 
     dataset: ImageSet | ImageStream
@@ -130,6 +196,7 @@ class TrainingImages:
     skip_bad_images: bool = False
     shuffle_buffer_size: int = 1000
     images_per_epoch: int | None = None
+    stratified: bool = True
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -156,6 +223,11 @@ class TrainingImages:
     def num_images(self) -> int | None:
         """Number of images in an epoch; None if it is not known, of a stream."""
         return self.images_per_epoch if self.is_streamed else len(self.dataset)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells other images from these: see [`ImageSet.fingerprint`]."""
+        return self.dataset.fingerprint()
 
     def load(self, draw: int, candidates: Iterable[StoredImage]) -> Item:
         """The item of a draw, from the first of the images that can be read.

@@ -311,7 +311,10 @@ class TrainingLoop:
         Raises:
             InputError: if it belongs to another model or another training.
         """
-        state = self.checkpoints.load(checkpoint, self.model_config, self._resumed_settings())
+        settings = self._resumed_settings()
+        if self.settings.allow_other_images:
+            settings = {name: value for name, value in settings.items() if name not in ("num_images", "images")}
+        state = self.checkpoints.load(checkpoint, self.model_config, settings)
         self.global_step = state["global_step"]
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
         if self.global_step > self.max_train_steps:
@@ -335,8 +338,11 @@ class TrainingLoop:
     def _resumed_settings(self) -> dict[str, Any]:
         return {
             "images_per_step": self.images_per_step,
-            "class_names": self.images.class_names,
+            # labels that the model is not told say nothing
+            **({} if self.model_config.get("class_names") is None else {"class_names": self.images.class_names}),
             "num_images": self.images.num_images,
+            "images": self.images.fingerprint,
+            "stratified": self.images.stratified,
             "shuffle_buffer_size": self.images.shuffle_buffer_size,
             **self.settings.marked(RESUMED),
         }

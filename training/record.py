@@ -14,7 +14,8 @@ import torch
 from accelerate import Accelerator
 
 from diffusers_cg import __version__
-from diffusers_cg.hub.publishing import TRAINING_FILE, read_json
+from diffusers_cg.data.files import read_json
+from diffusers_cg.hub.publishing import TRAINING_FILE
 from diffusers_cg.training.config import NOT_TOLD, TrainingSettings
 
 
@@ -67,7 +68,9 @@ def assembled_record(networks: dict[str, tuple[Path, str]]) -> dict[str, Any]:
             there.
     """
     records = {
-        name: (read_json(folder / TRAINING_FILE) or {}).get(there) for name, (folder, there) in networks.items()
+        name: read_json(folder / TRAINING_FILE).get(there)
+        for name, (folder, there) in networks.items()
+        if (folder / TRAINING_FILE).is_file()
     }
     return {name: record for name, record in records.items() if record is not None}
 

@@ -14,14 +14,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler
 
 from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
-from diffusers_cg.data import ImageSet, ImageStream, open_folder
-from diffusers_cg.diffusion import UniformSampler, training_scheduler
+from diffusers_cg.data import ImageSet, ImageStream
+from diffusers_cg.diffusion import UniformSampler
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.models.fine_tuning import load_pretrained
+from diffusers_cg.training.checkpoints import state_to_resume
 from diffusers_cg.training.config import ClassifierSettings, parse_settings
-from diffusers_cg.training.data import TrainingImages, checked_images, evaluation_loader, open_training_images
+from diffusers_cg.training.data import (
+    TrainingImages,
+    checked_images,
+    evaluation_loader,
+    in_class_order,
+    open_image_folder,
+    open_training_images,
+)
 from diffusers_cg.training.loop import TrainingLoop, draw_timesteps_and_noise, make_accelerator, start_from
 from diffusers_cg_cli.command import command
 
@@ -61,15 +70,19 @@ def train(settings: ClassifierSettings) -> None:
         InputError: if the settings, the images and the model that they name do not go together.
     """
     dataset = open_training_images(settings)
-    class_names = dataset.class_names
     pretrained = None if settings.init_from is None else load_pretrained(NoisyClassifierModel, settings.init_from)
     settings = settings.resolve(pretrained)
 
     accelerator = make_accelerator(settings)
-    classifier = make_classifier(settings, class_names)
+    accelerator.print(dataset.summary())
+    checkpoint = state_to_resume(accelerator, settings)
+    dataset = in_class_order(
+        dataset, checkpoint.get("class_names"), None if pretrained is None else pretrained.config.class_names
+    )
+    classifier = make_classifier(settings, dataset.class_names)
     if pretrained is not None:
         start_from(accelerator, classifier, pretrained, settings.init_from)
-    scheduler = training_scheduler(settings.ddpm_num_steps, settings.ddpm_beta_schedule)
+    scheduler = DDPMScheduler(num_train_timesteps=settings.ddpm_num_steps, beta_schedule=settings.ddpm_beta_schedule)
     diffusion = GaussianDiffusion.from_scheduler(scheduler)
 
     @torch.no_grad()
@@ -93,8 +106,9 @@ def train(settings: ClassifierSettings) -> None:
         model.save_pretrained(directory)
 
     # which may take long, so after all else that may be wrong
-    train_dataset, validation = checked_splits(settings, dataset)
-    images = TrainingImages(train_dataset, **settings.image_arguments())
+    stratified = checkpoint.get("stratified", not checkpoint)  # earlier ones held out images of whatever class
+    train_dataset, validation = checked_splits(settings, dataset, stratified)
+    images = TrainingImages(train_dataset, stratified=stratified, **settings.image_arguments())
     if validation is None:
         evaluate = None
     TrainingLoop(
@@ -109,22 +123,20 @@ main = command(train)
 
 
 def checked_splits(
-    settings: ClassifierSettings, dataset: ImageSet | ImageStream
+    settings: ClassifierSettings, dataset: ImageSet | ImageStream, stratified: bool = True
 ) -> tuple[ImageSet | ImageStream, ImageSet | ImageStream | None]:
     """Of the training dataset, the images to train on, and those to validate on (None if there are to be none).
 
     Raises:
-        InputError: if the classes of the two differ, or the fraction leaves one of them empty.
+        InputError: if images to validate on are of other classes, or the fraction leaves nothing of the images, or of a
+            class to train on.
     """
     validation = None
     if settings.validation_data_dir is not None:
-        validation = open_folder(settings.validation_data_dir, "required")
+        validation = open_image_folder(settings, settings.validation_data_dir, "required", dataset.class_names)
     elif settings.validation_split is not None:
-        validation = open_training_images(settings, split=settings.validation_split, class_names=dataset.class_names)
+        validation = open_training_images(settings, split=settings.validation_split, known_classes=dataset.class_names)
     if validation is not None:
-        if validation.class_names != dataset.class_names:
-            where = settings.validation_data_dir or f"Split {settings.validation_split}"
-            raise InputError(f"{where} and the training images do not hold the same classes.")
         return checked_images(dataset, settings), checked_images(validation, settings)
     train = checked_images(dataset, settings)
     if settings.validation_fraction == 0:
@@ -140,7 +152,7 @@ def checked_splits(
             f"--validation_fraction {settings.validation_fraction} of {len(train)} images leaves nothing to train or to "
             "validate on: choose another, or 0."
         )
-    return train.split(held_out, settings.seed)
+    return train.split(held_out, settings.seed, stratified)
 
 
 def report(accuracy: dict[int, float], directory: Path, step: int) -> None:

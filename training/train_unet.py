@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 
 from diffusers_cg import (
@@ -31,12 +31,19 @@ from diffusers_cg import (
     NoisyClassifierModel,
 )
 from diffusers_cg.data.grids import image_grid
-from diffusers_cg.diffusion import augment_low_res, to_ddim_scheduler, training_losses, training_scheduler
+from diffusers_cg.diffusion import augment_low_res, to_ddim_scheduler, training_losses
 from diffusers_cg.errors import InputError
 from diffusers_cg.generation import draw_images
 from diffusers_cg.models.fine_tuning import load_pretrained
+from diffusers_cg.training.checkpoints import state_to_resume
 from diffusers_cg.training.config import UNetSettings, parse_settings
-from diffusers_cg.training.data import TrainingImages, checked_images, examples_by_class, open_training_images
+from diffusers_cg.training.data import (
+    TrainingImages,
+    checked_images,
+    examples_by_class,
+    in_class_order,
+    open_training_images,
+)
 from diffusers_cg.training.loop import TrainingLoop, draw_generators, make_accelerator, start_from
 from diffusers_cg_cli.command import command
 
@@ -113,20 +120,26 @@ def train(settings: UNetSettings) -> None:
         InputError: if the settings, the images and the models that they name do not go together.
     """
     dataset = open_training_images(settings, labels="required" if settings.class_conditional else "optional")
-    class_names = dataset.class_names
     pretrained = None if settings.init_from is None else load_pretrained(ADMUNet2DModel, settings.init_from)
     settings = settings.resolve(pretrained)
     upsamples = settings.low_res_size is not None
 
     accelerator = make_accelerator(settings)
+    accelerator.print(dataset.summary())
+    checkpoint = state_to_resume(accelerator, settings)
+    dataset = in_class_order(
+        dataset, checkpoint.get("class_names"), None if pretrained is None else pretrained.config.class_names
+    )
+    class_names = dataset.class_names
     unet = make_unet(settings, class_names)
     if pretrained is not None:
         start_from(accelerator, unet, pretrained, settings.init_from)
-    scheduler = training_scheduler(
-        settings.ddpm_num_steps,
-        settings.ddpm_beta_schedule,
-        settings.prediction_type,
-        "learned_range" if settings.learn_variance else "fixed_large",
+    scheduler = DDPMScheduler(
+        num_train_timesteps=settings.ddpm_num_steps,
+        beta_schedule=settings.ddpm_beta_schedule,
+        prediction_type=settings.prediction_type,
+        variance_type="learned_range" if settings.learn_variance else "fixed_large",
+        timestep_spacing="linspace",
     )
 
     def make_pipeline(unet, scheduler, classifier=None):

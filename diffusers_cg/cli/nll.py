@@ -1,10 +1,16 @@
 """`diffusers-cg nll`: bits per dimension of images."""
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from diffusers_cg_cli.shared import BatchSettings
+from diffusers_cg_cli.shared import BatchSettings, ImageRange
+
+
+if TYPE_CHECKING:
+    from diffusers_cg.data import StoredImage
 
 
 class NLLSettings(BatchSettings):
@@ -13,8 +19,9 @@ class NLLSettings(BatchSettings):
     Images are resized and cropped in the middle as for training.
     """
 
-    data: Path
-    """Folder of images; of a subfolder per class if the unet is conditional."""
+    data: str
+    """Images: a folder (of a subfolder per class, called as the model calls it, if the unet is conditional), an .npz (arr_0,
+    arr_1 the labels), or a dataset: its folder, file or Hub name."""
 
     output: Path
     """Folder to write; a report that is there is replaced."""
@@ -22,17 +29,35 @@ class NLLSettings(BatchSettings):
     num_inference_steps: PositiveInt | None = None
     """Timesteps of the process; all by default."""
 
+    image_range: ImageRange | None = None
+    """The values of black and white in images of more than 8 bits: 0 65535, say, or 0 1."""
+
+    class_from_file_name: bool = False
+    """The class of a file is what stands before the first _ in its name, not its folder."""
+
+    split: str | None = None
+    """Of a dataset: train, validation, ...; the only one by default."""
+
+    config_name: str | None = None
+    """Configuration of a dataset that has several."""
+
+    image_column: str | None = None
+    """Of a dataset; its only column of images by default."""
+
+    label_column: str | None = None
+    """Of a dataset; by default its only one of class labels, or else label or cls."""
+
 
 def run(settings: NLLSettings) -> None:
     import torch
 
-    from diffusers_cg.data import find_bad_images, open_folder
-    from diffusers_cg.data.files import printable
+    from diffusers_cg.data import find_bad_images, open_images
     from diffusers_cg.data.images import resize_and_crop, to_tensor
     from diffusers_cg.diffusion import GaussianDiffusion, resolve_timesteps
     from diffusers_cg.errors import InputError
     from diffusers_cg.evaluation.bits_per_dimension import bits_per_dimension_to_folder
     from diffusers_cg.generation import BESIDE_SAMPLES, SavedPipeline, resolve_device
+    from diffusers_cg.generation.sample_folder import SETTINGS_FILE
 
     pipe = SavedPipeline(settings.model).load().to(resolve_device(settings.device))
     unet, scheduler = pipe.unet, pipe.scheduler
@@ -42,8 +67,23 @@ def run(settings: NLLSettings) -> None:
     steps = settings.num_inference_steps or scheduler.config.num_train_timesteps
     diffusion = GaussianDiffusion.from_scheduler(scheduler, resolve_timesteps(scheduler, steps, None))
 
-    labels = "required" if pipe.is_conditional else "ignored"
-    images = open_folder(settings.data, labels, unet.config.num_class_embeds, leave_out=BESIDE_SAMPLES)
+    num_classes, known_classes = unet.config.num_class_embeds, unet.config.class_names
+    if pipe.is_conditional and (Path(settings.data) / SETTINGS_FILE).is_file():
+        known_classes = list(map(str, range(num_classes)))  # `sample` names its folders by labels
+    images = open_images(
+        settings.data,
+        "required" if pipe.is_conditional else "ignored",
+        known_classes=known_classes,
+        num_classes=num_classes if known_classes is None else None,
+        image_range=settings.image_range,
+        leave_out=BESIDE_SAMPLES,
+        class_from_file_name=settings.class_from_file_name,
+        split=settings.split,
+        config_name=settings.config_name,
+        image_column=settings.image_column,
+        label_column=settings.label_column,
+    )
+    print(images.summary(), file=sys.stderr)
     for index, fault in find_bad_images(images).items():
         raise InputError(f"{images[index].name} cannot be read as an image ({fault}): mend or remove it.")
 
@@ -66,14 +106,24 @@ def run(settings: NLLSettings) -> None:
         diffusion,
         model,
         batches(),
-        [printable(Path(image.content).relative_to(settings.data)) for image in images],
+        [name_in_report(image, settings.data) for image in images],
         diffusion.clip_range,
         settings.seed,
         model_name=settings.model,
         data_name=images.source,
+        image_range=settings.image_range,
     )
     print(
         f"{means.bits_per_dimension:.4f} bits per dimension (standard error {means.standard_error:.4f}), "
         f"{means.num_images} images, {means.num_timesteps} timesteps."
     )
     print(f"Saved {settings.output}.")
+
+
+def name_in_report(image: "StoredImage", data: str) -> str:
+    """The path of a file inside the folder; what else the image is called."""
+    from diffusers_cg.data.files import printable
+
+    if isinstance(image.content, str) and Path(image.content).is_relative_to(data):
+        return printable(Path(image.content).relative_to(data))
+    return image.name

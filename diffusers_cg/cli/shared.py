@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from diffusers_cg_cli.settings import Settings
 
@@ -10,6 +10,22 @@ from diffusers_cg_cli.settings import Settings
 Dtype = Literal["fp32", "fp16", "bf16"]
 Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Side = PositiveInt  # of an image, in pixels
+
+
+def _number_if_it_is_one(word: int | str) -> int | str:
+    return int(word) if isinstance(word, str) and word.lstrip("-").isdecimal() else word
+
+
+Class = Annotated[NonNegativeInt | str, BeforeValidator(_number_if_it_is_one)]  # its label or its name
+
+
+def _check_range(values: list[float]) -> list[float]:
+    if values[0] == values[1]:
+        raise ValueError(f"black and white must be two values, got {values[0]:g} twice")
+    return values
+
+
+ImageRange = Annotated[list[FiniteFloat], Field(min_length=2, max_length=2), AfterValidator(_check_range)]
 
 
 class DeviceSettings(Settings):
@@ -31,8 +47,8 @@ class BatchSettings(ModelSettings):
 
 
 class DrawSettings(BatchSettings):
-    classes: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
-    """Class labels; all of the model's by default, if it needs any."""
+    classes: Annotated[list[Class], Field(min_length=1)] | None = None
+    """Labels (whatever is a number) or names; all of the model's by default, if it needs any."""
 
     random_classes: bool = False
     """Draw each image's class, instead of as many of each."""

@@ -67,7 +67,7 @@ def run(settings: SweepSettings) -> None:
             pipelines[Cell(algorithm, int(steps), scale)] = saved
     classes = common_classes(pipelines.values(), settings.classes)
 
-    (reference,) = open_sets(settings, settings.reference)
+    (reference,) = open_sets(settings, reference=settings.reference)
     processes = start_processes()
     device = processes.device if settings.device is None else resolve_device(settings.device)
     with processes.local_main_process_first():  # it downloads weights for the others

@@ -1,11 +1,15 @@
 """Files of a folder; and folders that are complete or absent: written beside their place, then renamed into it."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from diffusers_cg.errors import InputError
 
 
 def list_files(directory: Path) -> list[Path]:
@@ -20,6 +24,23 @@ def list_files(directory: Path) -> list[Path]:
 def printable(path: str | Path) -> str:
     """A path as UTF-8 can write it: bytes of its name that are none stand as `\\xe9`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        InputError: if it holds anything else.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # the first also where bytes are no UTF-8
+        raise InputError(f"{path} is not a JSON file ({error}): mend it, or move it away.") from error
+    if not isinstance(values, dict):
+        raise InputError(
+            f"{path} must hold a JSON object, {{...}}, got {type(values).__name__}: mend it, or move it away."
+        )
+    return values
 
 
 @contextmanager

@@ -3,36 +3,38 @@
 A new kind is a subclass of [`EncodedImages`] with `__len__` and `__getitem__`, and a line in `sources.py`.
 """
 
+import copy
 import hashlib
 import itertools
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from diffusers_cg.data.classes import ONLY_CLASS, labels_of_names, list_names
 from diffusers_cg.data.images import (
     DECODING_ERRORS,
     Content,
+    ImageRange,
     describe_fault,
     load_image,
     open_image,
     read_bytes,
     resize_and_crop,
+    values_to_8_bits,
 )
 from diffusers_cg.errors import InputError
 
 
 GRAY_MODES = {"1", "L", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 LOSSY_FORMATS = {"JPEG", "MPO", "WEBP"}
-
-Labels = Literal["ignored", "optional", "required"]
-"""Whether a source must say of each image which class it is of. Images without classes, if they may be, are one class."""
-ONLY_CLASS = "images"
+SAMPLED_IMAGES = 64  # of a set, whose content stands for all in its fingerprint
 
 Statistics = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -44,15 +46,25 @@ class StoredImage(NamedTuple):
         name (`str`): What to call it in a sentence.
         content (`Content`): A path, a URL, the bytes of a file, or pixels.
         label (`int`, *optional*): Its class, where labels are not ignored.
+        image_range (`ImageRange`, *optional*): The values of black and white where it is kept in more than 8 bits.
     """
 
     name: str
     content: Content
     label: int | None = None
+    image_range: ImageRange | None = None
 
-    def load(self, channels: int, image_range: tuple[float, float] | None = None) -> Image.Image:
+    def load(self, channels: int) -> Image.Image:
         """By [`load_image`]."""
-        return load_image(self.content, channels, self.name, image_range)
+        return load_image(self.content, channels, self.name, self.image_range)
+
+    def digest(self) -> bytes:
+        """SHA-256 of what it is read from; of nothing where that is not there."""
+        try:
+            content = self.content if isinstance(self.content, np.ndarray) else read_bytes(self.content)
+        except OSError:
+            content = b""
+        return hashlib.sha256(np.ascontiguousarray(content) if isinstance(content, np.ndarray) else content).digest()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -63,25 +75,81 @@ class ImageSet(Sequence[StoredImage]):
         source (`str`): What they were opened from.
         labels (`np.ndarray`, *optional*): (N,) int64, the classes; None where they are ignored.
         class_names (list of `str`, *optional*): What the classes are called, in the order of their numbers.
+        image_range (`ImageRange`, *optional*): The values of black and white of images that are kept in more than 8 bits.
+        left_out (`dict`): What lies there and is not among the images: how much of it, by what it is.
         statistics (`dict`): Stated beside the images, as in [`FeatureStatistics`]; as a rule of Inception's features.
+        resolution (`int`, *optional*): Side to which images in arrays are resized and cropped in the middle, as for
+            training; without it they must be of one size.
     """
 
     source: str
     labels: np.ndarray | None = None
     class_names: list[str] | None = None
+    image_range: ImageRange | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
     statistics: Statistics = field(default_factory=dict)
+    resolution: int | None = None
+
+    def __post_init__(self):
+        if self.resolution is not None and self.resolution < 1:
+            raise InputError(f"`resolution` must be at least 1, got {self.resolution}.")
 
     def label(self, index: int) -> int | None:
         return None if self.labels is None else int(self.labels[index])
+
+    def with_classes(self, known: Sequence[str]) -> "ImageSet":
+        """The same images, their labels by known classes: see [`labels_of_names`].
+
+        Raises:
+            InputError: if images are of other classes.
+        """
+        numbers = labels_of_names(self.source, self.class_names, known)
+        renamed = copy.copy(self)
+        renamed.labels, renamed.class_names = numbers[self.labels], list(known)
+        return renamed
+
+    def summary(self) -> str:
+        """A line on what there is, and what was left out."""
+        return summary(f"{len(self):,} images", self.source, self.class_names, self.left_out)
+
+    def fingerprint(self) -> str:
+        """SHA-256, shortened, of the number of images, their labels, and the content of a few of them, evenly spread.
+
+        It tells another set from this one, wherever the two lie, for the price of a few files.
+        """
+        labels = b"" if self.labels is None else np.ascontiguousarray(self.labels, dtype="<i8")
+        digest = hashlib.sha256(labels)
+        digest.update(str(len(self)).encode())
+        for index in np.unique(np.linspace(0, len(self) - 1, SAMPLED_IMAGES).round().astype(int)):
+            digest.update(self[int(index)].digest())
+        return digest.hexdigest()[:16]
 
     @abstractmethod
     def select(self, indices: Sequence[int]) -> "ImageSet":
         """Some of the images, in the order of their indices."""
 
-    def split(self, num_held_out: int, seed: int) -> tuple["ImageSet", "ImageSet"]:
-        """Two sets, drawn at random: the images that stay, and those held out."""
-        permutation = np.random.default_rng(seed).permutation(len(self))
-        return self.select(permutation[num_held_out:]), self.select(permutation[:num_held_out])
+    def split(self, num_held_out: int, seed: int, stratified: bool = True) -> tuple["ImageSet", "ImageSet"]:
+        """Two sets, drawn at random: the images that stay, and those held out.
+
+        Args:
+            num_held_out (`int`): How many.
+            seed (`int`): Of the draw.
+            stratified (`bool`): Hold out the same part of every class, as near as numbers allow, and never all of one.
+
+        Raises:
+            InputError: if a class could not keep an image.
+        """
+        rng = np.random.default_rng(seed)
+        order = rng.permutation(len(self))
+        if stratified and self.labels is not None:
+            order = _evenly_by_class(order, self.labels, rng)
+            num_kept = len(np.unique(self.labels))
+            if num_held_out > len(self) - num_kept:
+                raise InputError(
+                    f"{num_held_out} of the {len(self)} images of {self.source} cannot be held out: each of {num_kept} "
+                    "classes needs at least one to train on."
+                )
+        return self.select(order[num_held_out:]), self.select(order[:num_held_out])
 
     # ----------------------------------------------------------------------------------------- where all are of one size
 
@@ -112,23 +180,43 @@ class ImageSet(Sequence[StoredImage]):
         """SHA-256 of what the images are read from, in hexadecimal digits."""
 
 
+def summary(count: str, source: str, class_names: Sequence[str] | None, left_out: dict[str, int]) -> str:
+    """A line on what a source holds, and what of it was left out."""
+    classes = ""
+    if class_names is not None and class_names != [ONLY_CLASS]:
+        classes = f" of {len(class_names)} classes ({list_names(class_names)})"
+    return f"{source}: {count}{classes}{describe_left_out(left_out)}."
+
+
+def describe_left_out(left_out: dict[str, int]) -> str:
+    """The end of a sentence on what a source holds."""
+    counts = [f"{number:,} {what}" for what, number in left_out.items() if number]
+    return f"; left out: {', '.join(counts)}" if counts else ""
+
+
+def _evenly_by_class(order: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An order of images in another, in which any beginning holds about the same part of every class; one image of each is
+    at the end.
+    """
+    counts = np.bincount(labels)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    places = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)  # of an image in its class
+    own = labels[by_class]
+    parts = (places + rng.random(len(counts))[own]) / counts[own]
+    parts[places == counts[own] - 1] += 1
+    return by_class[np.argsort(parts, kind="stable")]
+
+
 @dataclass(eq=False, kw_only=True)
 class EncodedImages(ImageSet):
     """Images that are encoded (PNG, JPEG, ...), in files or rows of a dataset. Arrays of them are of 3 channels, unless all
     images are gray.
 
     Args:
-        resolution (`int`, *optional*): Side to which images in arrays are resized and cropped in the middle, as for
-            training; without it they must be of one size.
         progress_bar (`bool`): Show one when all files are looked at.
     """
 
-    resolution: int | None = None
     progress_bar: bool = False
-
-    def __post_init__(self):
-        if self.resolution is not None and self.resolution < 1:
-            raise InputError(f"`resolution` must be at least 1, got {self.resolution}.")
 
     def select(self, indices: Sequence[int]) -> "SelectedImages":
         labels = None if self.labels is None else self.labels[np.asarray(indices)]
@@ -138,6 +226,7 @@ class EncodedImages(ImageSet):
             source=self.source,
             labels=labels,
             class_names=self.class_names,
+            image_range=self.image_range,
             resolution=self.resolution,
             progress_bar=self.progress_bar,
         )
@@ -154,9 +243,12 @@ class EncodedImages(ImageSet):
         return self._headers.digest
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
-        images = iter(self)
+        images, constant = iter(self), []
         while batch := list(itertools.islice(images, batch_size)):
-            yield np.stack([self._pixels(image) for image in batch])
+            pixels = np.stack([self._pixels(image) for image in batch])
+            constant += [image.name for image, one in zip(batch, pixels) if (one == one[0, 0]).all()]
+            yield pixels
+        warn_of_constant(self.source, constant, len(self))
 
     def _pixels(self, stored: StoredImage) -> np.ndarray:
         _, height, width, channels = self.shape
@@ -184,6 +276,8 @@ class EncodedImages(ImageSet):
         width, height = size if self.resolution is None else (self.resolution, self.resolution)
         shape = (len(self), height, width, 1 if modes <= GRAY_MODES else 3)
         hashes.update(str(shape).encode())
+        if self.image_range is not None:
+            hashes.update(str(self.image_range).encode())
         return _Headers(shape, formats, hashes.hexdigest())
 
     def _mixed_sizes(self, name: str, size: tuple[int, int], other: str, other_size: tuple[int, int]) -> InputError:
@@ -219,56 +313,96 @@ class SelectedImages(EncodedImages):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> StoredImage:
-        return self.images[int(self.indices[index])]
+        return self.images[int(self.indices[index])]._replace(label=self.label(index))
 
 
 @dataclass(eq=False, kw_only=True)
 class ArrayImages(ImageSet):
-    """Images in memory, (N, H, W, C) uint8."""
+    """Images in memory, (N, H, W, C) uint8, or of another type with a range of values."""
 
     is_lossy = False  # as far as one can know
 
     images: np.ndarray
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
+    def stored_shape(self) -> tuple[int, int, int, int]:
+        """(N, H, W, C) before they are resized."""
         return self.images.shape
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        count, height, width, channels = self.stored_shape
+        return (count, self.resolution or height, self.resolution or width, channels)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: int) -> StoredImage:
-        return StoredImage(f"image {index} of {self.source}", self.images[index], self.label(index))
+        return StoredImage(f"image {index} of {self.source}", self.images[index], self.label(index), self.image_range)
 
     def select(self, indices: Sequence[int]) -> "ArrayImages":
         labels = None if self.labels is None else self.labels[indices]
         return ArrayImages(
-            images=self.images[indices], source=self.source, labels=labels, class_names=self.class_names
+            images=self.images[indices],
+            source=self.source,
+            labels=labels,
+            class_names=self.class_names,
+            resolution=self.resolution,
+            image_range=self.image_range,
         )
 
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        for batch in self.stored_batches(batch_size):
+            yield batch if self.shape == self.stored_shape else np.stack([self._resized(image) for image in batch])
+
+    def stored_batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        """[`batches`] before they are resized."""
         for start in range(0, len(self), batch_size):
-            yield self.images[start : start + batch_size]
+            yield values_to_8_bits(self.images[start : start + batch_size], self.image_range)
+
+    def _resized(self, image: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+        return np.asarray(resize_and_crop(picture, self.resolution, center_crop=True)).reshape(self.shape[1:])
 
     def content_hash(self) -> str:
         digest = hashlib.sha256(str(self.shape).encode())
+        if self.images.dtype != np.uint8:
+            digest.update(f"{self.images.dtype} {self.image_range}".encode())
         for image in self.images:
             digest.update(np.ascontiguousarray(image))
         return digest.hexdigest()
 
 
-def check_array(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+def check_array(
+    name: str, dtype: np.dtype, shape: tuple[int, ...], image_range: ImageRange | None = None
+) -> tuple[int, int, int, int]:
     """The shape of an array of images.
 
     Raises:
-        InputError: if it is not (N, H, W, C) uint8 with 1 or 3 channels.
+        InputError: if it is not (N, H, W, C) with 1 or 3 channels, of uint8 or of numbers whose range is known.
     """
-    if dtype != np.uint8:
-        raise InputError(f"{name} is of dtype {dtype}: images must be uint8, in 0..255.")
+    if dtype.kind not in "uifb":
+        raise InputError(f"{name} is of dtype {dtype}: images must be numbers, uint8 in 0..255 or others.")
+    if dtype != np.uint8 and image_range is None:
+        raise InputError(
+            f"{name} is of dtype {dtype}: images are uint8, in 0..255, unless --image_range (`image_range` in Python) says "
+            "which values are black and white, as in --image_range 0 1."
+        )
     if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
         hint = " Move the channels last." if len(shape) == 4 and shape[1] in (1, 3) else ""
         raise InputError(f"{name} has the shape {shape}: images must be (N, H, W, C) with 1 or 3 channels.{hint}")
     return shape
+
+
+def warn_of_constant(source: str, names: Sequence[str], num_images: int) -> None:
+    """Warns, once, of images that come out in one colour."""
+    if names:
+        more = ", ..." if len(names) > 3 else ""
+        warnings.warn(
+            f"{len(names)} of {num_images} images of {source} come out in one single colour ({', '.join(names[:3])}{more}): "
+            "where that is not what the files show, --image_range says which values are black and white.",
+            stacklevel=2,
+        )
 
 
 @dataclass(frozen=True)
@@ -278,65 +412,9 @@ class FeatureStatistics:
     Args:
         source (`str`): What they were opened from.
         statistics (`dict`): `{"pool": (mu, sigma), "spatial": (mu_s, sigma_s)}`, float64; `spatial` may be missing.
+        made_by (`dict`): What they were made by and of, as far as the file says; see [`write_statistics`].
     """
 
     source: str
     statistics: Statistics
-
-
-# -------------------------------------------------------------------------------------------------------------- classes
-
-
-def name_classes(
-    where: str,
-    labels: np.ndarray | None,
-    stated: Sequence[str] | None = None,
-    class_names: Sequence[str] | None = None,
-    num_classes: int | None = None,
-) -> list[str]:
-    """Names of classes, one for each label from 0.
-
-    Args:
-        where (`str`): What holds the labels.
-        labels (`np.ndarray`, *optional*): (N,), all of them; None of a stream.
-        stated (sequence of `str`, *optional*): What the source calls the classes.
-        class_names (sequence of `str`, *optional*): What the user does; by default as the source, or their numbers.
-        num_classes (`int`, *optional*): How many there are; by default as many as names, or one more than the greatest
-            label.
-
-    Raises:
-        InputError: if the three do not agree, there are less than two classes, a label is none of them, or, of unnamed
-            classes, one has no images.
-    """
-    wanted = {len(names) for names in (stated, class_names) if names is not None} | {num_classes} - {None}
-    if len(wanted) > 1:
-        raise InputError(
-            f"The number of classes is not clear: the dataset names {len(stated) if stated else 'none'}, --class_names "
-            f"{len(class_names) if class_names else 'none'}, and --num_classes is {num_classes}."
-        )
-    if class_names is not None and len(set(class_names)) < len(class_names):
-        raise InputError(f"--class_names must differ from each other, got {' '.join(class_names)}.")
-    if labels is not None:
-        found = np.unique(labels)
-        if found[0] < 0:
-            raise InputError(
-                f"{where} holds label {found[0]}, but every image needs a label of at least 0: is it another split that "
-                "has labels?"
-            )
-        if not wanted and not np.array_equal(found, np.arange(len(found))):
-            raise InputError(
-                f"{where} holds {len(found)} different labels from {found[0]} to {found[-1]}, where 0 to "
-                f"{len(found) - 1} are expected: pass --num_classes {found[-1] + 1} to train with classes that have no "
-                "images."
-            )
-        wanted = wanted or {len(found)}
-        if found[-1] >= min(wanted):
-            raise InputError(f"{where} holds label {found[-1]}, but there are {min(wanted)} classes, from 0.")
-    elif not wanted:
-        raise InputError(
-            f"{where} of the stream holds plain numbers: pass --num_classes, or --class_names with a name for each."
-        )
-    (count,) = wanted
-    if count < 2:
-        raise InputError(f"There is one class only in {where}: guidance needs at least two.")
-    return list(class_names or stated or map(str, range(count)))
+    made_by: dict[str, Any] = field(default_factory=dict)

@@ -15,7 +15,9 @@ from diffusers_cg.errors import InputError, import_extra
 
 
 Content = str | Path | bytes | np.ndarray
-"""What an image is read from: a file by its path or URL, the bytes of one, or pixels (H, W, C) uint8."""
+"""What an image is read from: a file by its path or URL, the bytes of one, or pixels (H, W) or (H, W, C)."""
+ImageRange = tuple[float, float]
+"""The values of black and white."""
 
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # what PIL's decoders raise on damaged files
@@ -66,9 +68,11 @@ def read_bytes(content: str | Path | bytes) -> bytes:
 
 @contextmanager
 def open_image(content: Content) -> Iterator[Image.Image]:
-    """PIL's image of what it is kept in; a file is not decoded yet. Raises one of `DECODING_ERRORS` where it is none."""
+    """PIL's image of what it is kept in (an array of 8 bits, or a file, which is not decoded yet). Raises one of
+    `DECODING_ERRORS` where it is none.
+    """
     if isinstance(content, np.ndarray):
-        yield Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content)
+        yield Image.fromarray(content.squeeze(-1) if content.ndim == 3 and content.shape[-1] == 1 else content)
         return
     if isinstance(content, bytes) or "://" in str(content):
         content = io.BytesIO(read_bytes(content))
@@ -104,7 +108,7 @@ _no_limits = _NoLimits()
 
 
 def load_image(
-    content: Content, channels: int, name: str | None = None, image_range: tuple[float, float] | None = None
+    content: Content, channels: int, name: str | None = None, image_range: ImageRange | None = None
 ) -> Image.Image:
     """Decodes an image, turns it upright, and converts it by [`convert_channels`].
 
@@ -117,16 +121,25 @@ def load_image(
         raise InputError(f"{name or content} cannot be read as an image: {describe_fault(error)}.") from error
 
 
-def image_fault(content: Content, image_range: tuple[float, float] | None = None) -> str | None:
+def image_fault(content: Content, image_range: ImageRange | None = None) -> str | None:
     """Why [`load_image`] cannot read something; None if it can. (What has 3 channels can have 1 or 4.)"""
+    return look_at_image(content, image_range)[0]
+
+
+def look_at_image(content: Content, image_range: ImageRange | None = None) -> tuple[str | None, bool]:
+    """The [`image_fault`] of something, and whether all its pixels come out in one colour."""
     try:
-        _load(content, 3, image_range)
+        extrema = _load(content, 3, image_range).getextrema()
     except DECODING_ERRORS as error:
-        return describe_fault(error)
-    return None
+        return describe_fault(error), False
+    return None, all(low == high for low, high in extrema)
 
 
-def _load(content: Content, channels: int, image_range: tuple[float, float] | None) -> Image.Image:
+def _load(content: Content, channels: int, image_range: ImageRange | None) -> Image.Image:
+    if isinstance(content, np.ndarray):
+        content = values_to_8_bits(_checked_layout(content), image_range)
+    elif content == b"":
+        raise InputError("there is no image (of a webdataset: none with the suffix of the others)")
     with open_image(content) as image:
         try:
             image.load()
@@ -135,6 +148,15 @@ def _load(content: Content, channels: int, image_range: tuple[float, float] | No
                 raise
             # all pixels are there: what cannot be read is metadata behind them
         return convert_channels(turn_upright(image), channels, image_range)
+
+
+def _checked_layout(pixels: np.ndarray) -> np.ndarray:
+    if pixels.ndim not in (2, 3) or 0 in pixels.shape or (pixels.ndim == 3 and pixels.shape[-1] not in PIL_MODES):
+        hint = ", with channels last" if pixels.ndim == 3 and pixels.shape[0] in PIL_MODES else ""
+        raise InputError(
+            f"it is an array of shape {pixels.shape}, not (H, W) or (H, W, C) of 1, 3 or 4 channels{hint}"
+        )
+    return pixels
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
@@ -163,13 +185,13 @@ def describe_fault(error: Exception) -> str:
 # ----------------------------------------------------------------------------------------------------------- converting
 
 
-def convert_channels(image: Image.Image, channels: int, image_range: tuple[float, float] | None = None) -> Image.Image:
+def convert_channels(image: Image.Image, channels: int, image_range: ImageRange | None = None) -> Image.Image:
     """Converts an image of any mode to 1 (gray), 3 (RGB) or 4 (RGBA) channels of 8 bits; transparency is laid on white.
 
     Args:
         image (`PIL.Image.Image`): Any.
         channels (`int`): 1, 3 or 4.
-        image_range (`tuple[float, float]`, *optional*): The values of black and white where they are stored in more than 8
+        image_range (`ImageRange`, *optional*): The values of black and white where they are stored in more than 8
             bits; what lies beyond is clipped. By default as [`to_8_bits`] finds it.
     """
     if image.mode.startswith(("I", "F")):
@@ -184,7 +206,7 @@ def convert_channels(image: Image.Image, channels: int, image_range: tuple[float
     return image.convert(PIL_MODES[channels])
 
 
-def to_8_bits(image: Image.Image, image_range: tuple[float, float] | None = None) -> Image.Image:
+def to_8_bits(image: Image.Image, image_range: ImageRange | None = None) -> Image.Image:
     """A gray image whose values are integers of 16 or 32 bits (modes I, I;16, ...) or floating point (F), in mode L.
 
     The mode is not the range. Whole numbers in 0..255 are values of 8 bits, kept as they are; other floating point is in
@@ -193,9 +215,25 @@ def to_8_bits(image: Image.Image, image_range: tuple[float, float] | None = None
     Raises:
         InputError: if values are in none of these ranges, or in so small a part of one that all would be black.
     """
-    values = np.asarray(image)
+    return Image.fromarray(values_to_8_bits(np.asarray(image), image_range, f"in mode {image.mode}"))
+
+
+def values_to_8_bits(values: np.ndarray, image_range: ImageRange | None = None, kind: str | None = None) -> np.ndarray:
+    """The pixels of one or several images as uint8, of whatever shape, by the rule of [`to_8_bits`]; uint8 stays as it is.
+
+    Args:
+        values (`np.ndarray`): Integers, floating point or booleans.
+        image_range (`ImageRange`, *optional*): The values of black and white.
+        kind (`str`, *optional*): What a sentence calls them; by default by their dtype.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind not in "uifb":
+        raise InputError(f"it holds values of dtype {values.dtype}, which are no numbers")
+    if values.dtype.kind == "b":
+        image_range = image_range or (0, 1)
     low, high = values.min(), values.max()
-    is_float = image.mode.startswith("F")
+    is_float = values.dtype.kind == "f"
     if is_float and not (np.isfinite(low) and np.isfinite(high)):
         raise InputError("it holds values that are not finite")
     if image_range is not None:
@@ -212,10 +250,11 @@ def to_8_bits(image: Image.Image, image_range: tuple[float, float] | None = None
     else:
         understood = "0..1 (with values above 1/16)" if is_float else "0..65535 (with values above 4095)"
         raise InputError(
-            f"its range is not clear, since values of {low:g}..{high:g} in mode {image.mode} are neither in 0..255 nor in "
-            f"{understood}: save it in 8 bits, by the values of black and white that are meant"
+            f"its range is not clear, since values of {low:g}..{high:g} {kind or f'of dtype {values.dtype}'} are neither in "
+            f"0..255 nor in {understood}: say which are black and white, as in --image_range {low:g} {high:g} "
+            "(`image_range` in Python)"
         )
-    return Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+    return scaled.clip(0, 255).astype(np.uint8)
 
 
 def resize_and_crop(

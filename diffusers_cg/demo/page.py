@@ -1,5 +1,6 @@
 """A page to try a model on: what `diffusers-cg demo` opens, and what a Space shows."""
 
+import html
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from PIL import Image
 
+from diffusers_cg.data.text import in_markdown
 from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.generation import SavedPipeline, resolve_device
@@ -190,7 +192,7 @@ def build_page(model: DemoModel, title: str) -> "gradio.Blocks":
         try:
             previews = model.draw(label, scale, *settings)
         except InputError as error:
-            raise gradio.Error(str(error), print_exception=False) from error
+            raise gradio.Error(html.escape(str(error), quote=False), print_exception=False) from error
         for preview in previews:
             scales = scale if isinstance(scale, list) else [scale] * len(preview.images)
             captioned = [(image, f"scale {each:g}") for image, each in zip(preview.images, scales)]
@@ -216,7 +218,7 @@ def build_page(model: DemoModel, title: str) -> "gradio.Blocks":
         return label, algorithm, steps, seed
 
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
-        gradio.Markdown(f"# {title}")
+        gradio.Markdown(f"# {in_markdown(title)}")
         with gradio.Tab("Sample"), gradio.Row():
             with gradio.Column(scale=1):
                 label, algorithm, steps, seed = controls()

@@ -9,6 +9,7 @@ from huggingface_hub import SpaceCard, SpaceCardData
 from packaging.requirements import Requirement
 
 from diffusers_cg.data.files import atomic_directory
+from diffusers_cg.data.text import in_markdown
 from diffusers_cg.errors import import_extra
 from diffusers_cg.generation.saved_pipeline import check_path
 from diffusers_cg.hub.model_card import CARD_FILE
@@ -20,7 +21,7 @@ APP_FILE, MODEL_FOLDER = "app.py", "model"
 DISTRIBUTION, EXTRA = "diffusers-cg", "demo"
 NOT_NEEDED = ("cli", "training")
 
-APP = '''"""The page of {title}."""
+APP = '''"""A page to try a model on."""
 
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def write_space(model: str, directory: str | Path, title: str) -> None:
             models=[] if folder.exists() else [model],
             tags=["diffusers-cg"],
         )
-        card = f"---\n{data.to_yaml()}\n---\n{README.format(title=title, app=APP_FILE, package=PACKAGE)}"
+        card = f"---\n{data.to_yaml()}\n---\n{README.format(title=in_markdown(title), app=APP_FILE, package=PACKAGE)}"
         SpaceCard(card).save(space / CARD_FILE)
 
 

@@ -8,7 +8,6 @@ from numbers import Integral, Real
 
 import torch
 from diffusers import (
-    ConfigMixin,
     DDIMParallelScheduler,
     DDIMScheduler,
     DDPMParallelScheduler,
@@ -20,6 +19,7 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
+from diffusers.configuration_utils import ConfigMixin
 
 from diffusers_cg.diffusion.gaussian_diffusion import GaussianDiffusion, VarianceType, check_timesteps
 from diffusers_cg.errors import InputError

@@ -27,6 +27,7 @@ class MeanBitsPerDimension:
         prior (`float`): The part that no model can change.
         num_images, num_timesteps, seed (`int`): What it was measured with.
         model, data (`str`): What was measured.
+        image_range (`list[float]`, *optional*): The values of black and white that were stated.
     """
 
     bits_per_dimension: float
@@ -37,6 +38,7 @@ class MeanBitsPerDimension:
     seed: int
     model: str
     data: str
+    image_range: list[float] | None = None
 
 
 def bits_per_dimension_to_folder(
@@ -49,6 +51,7 @@ def bits_per_dimension_to_folder(
     seed: int = 0,
     model_name: str = "",
     data_name: str = "",
+    image_range: list[float] | None = None,
 ) -> MeanBitsPerDimension:
     """Measures the variational bound of images, all timesteps of each, into `nll.json`, `terms.npz` and `nll.png`.
 
@@ -65,7 +68,7 @@ def bits_per_dimension_to_folder(
         image_names (sequence of `str`): What the images are called, (N,).
         clip_range (`float`, *optional*): Bound on the absolute value of predicted clean images; None for no clipping.
         seed (`int`): At least 0.
-        model_name, data_name (`str`): What `nll.json` calls the model and the images.
+        model_name, data_name (`str`), image_range (`list[float]`): What `nll.json` says of the model and the images.
 
     Raises:
         InputError: if the seed is negative or there are no images; nothing has been computed by then.
@@ -103,6 +106,7 @@ def bits_per_dimension_to_folder(
             seed=seed,
             model=model_name,
             data=data_name,
+            image_range=image_range,
         )
         (directory / MEANS_FILE).write_text(json.dumps(asdict(means), indent=2) + "\n")
         np.savez(

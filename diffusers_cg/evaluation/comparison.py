@@ -54,6 +54,7 @@ def evaluate(
         each if isinstance(each, MeasuredSet) else open_set(each, progress_bar=progress_bar)
         for each in (samples, reference)
     ]
+    opened = [measure(each, None) if isinstance(each, FeatureStatistics) else each for each in opened]
     if extractor is not None:
         extractor = as_extractor(extractor)
     _check_before_measuring(opened, extractor)
@@ -73,8 +74,8 @@ def compare(
     Raises:
         InputError: if their features are of different extractors or widths.
     """
-    makers = [(each.extractor, each.extractor_hash) for each in (samples, reference) if each.features is not None]
-    _check_makers(*makers)
+    makers = [(each.extractor, each.extractor_hash) for each in (samples, reference) if each.extractor is not None]
+    check_makers(*makers)
     extractor, extractor_hash = makers[0] if makers else (None, None)
     values, missing, shared = {}, [], {}
     for metric in metrics:
@@ -86,7 +87,7 @@ def compare(
         lacking = [role for role, value in inputs.items() if value is None]
         if lacking:
             values[metric.key] = None
-            missing += [metric.why_missing(role, sets[role].extractor) for role in lacking]
+            missing += [metric.why_missing(role, sets[role].features and sets[role].extractor) for role in lacking]
             continue
         call = (metric.function, metric.needs, metric.of_statistics)
         if call not in shared:
@@ -105,9 +106,7 @@ def compare(
     )
 
 
-def _check_before_measuring(
-    sets: Sequence[ImageSet | FeatureStatistics | MeasuredSet], extractor: FeatureExtractor | None
-) -> None:
+def _check_before_measuring(sets: Sequence[ImageSet | MeasuredSet], extractor: FeatureExtractor | None) -> None:
     """Sees before hours of work whether the extractor, tried on one image, fits the sets that it did not make."""
     of_images = [each for each in sets if isinstance(each, ImageSet)]
     for each in of_images:
@@ -116,19 +115,22 @@ def _check_before_measuring(
         return
     features = check_features(extractor(next(of_images[0].batches(1))), 1, extractor)
     for each in sets:
-        if isinstance(each, MeasuredSet):
-            if each.features is not None:
-                _check_makers((extractor.name, extractor.hash), (each.extractor, each.extractor_hash))
-            continue
-        for kind, (mean, _) in usable_statistics(each, extractor).items():
+        if not isinstance(each, MeasuredSet):
+            source, statistics = each.source, usable_statistics(each, extractor)
+        else:
+            source, statistics = each.facts.source, each.stated
+            if each.extractor is not None:
+                check_makers((extractor.name, extractor.hash), (each.extractor, each.extractor_hash))
+        for kind, (mean, _) in statistics.items():
             if kind in features and features[kind].shape[1] != len(mean):
                 raise InputError(
-                    f"{STATISTICS[kind][0]} of {each.source} is of {len(mean)} features, but the extractor "
+                    f"{STATISTICS[kind][0]} of {source} is of {len(mean)} features, but the extractor "
                     f"{extractor.name} makes {features[kind].shape[1]}: the statistics are another extractor's."
                 )
 
 
-def _check_makers(*makers: tuple[str, str | None]) -> None:
+def check_makers(*makers: tuple[str, str | None]) -> None:
+    """Raises `InputError` unless all features are of one extractor: of one name and hash."""
     if len(set(makers)) > 1:
         named = " and the other with ".join(f"{name} (hash {hash})" for name, hash in makers)
         raise InputError(f"Features of one set are made with {named}: measure both with one extractor.")
@@ -139,7 +141,8 @@ def _incomparable(samples: MeasuredSet, reference: MeasuredSet, extractor: str |
     warnings = []
     for role, each in (("samples", samples), ("reference", reference)):
         count = each.facts.num_images
-        if count is not None and count < COMPARABLE_NUMBER and "pool" not in each.stated:
+        is_published = each.features is not None and "pool" in each.stated  # and of more images than there are
+        if count is not None and count < COMPARABLE_NUMBER and not is_published:
             warnings.append(
                 f"Of the {role} there are {count} images: below {COMPARABLE_NUMBER} all metrics depend on the "
                 "number, so compare only with numbers of as many images."

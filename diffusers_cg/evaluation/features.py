@@ -5,7 +5,8 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 from diffusers_cg.data import FeatureStatistics, ImageSet, Source, open_set
 from diffusers_cg.data.files import atomic_update
 from diffusers_cg.data.image_sets import Statistics
+from diffusers_cg.data.npz import STATISTICS, write_statistics
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.metrics import INCEPTION, feature_statistics
 from diffusers_cg.evaluation.report import SetFacts
@@ -137,7 +139,7 @@ class MeasuredSet:
         features ([`Features`], *optional*): None where there are statistics alone.
         stated (`dict`): Statistics that stand in for those of the features, as in [`FeatureStatistics`].
         is_lossy (`bool`): Whether files of the set were compressed with loss.
-        extractor, extractor_hash (`str`, *optional*): What made the features.
+        extractor, extractor_hash (`str`, *optional*): What made the features; None where statistics do not say it.
     """
 
     facts: SetFacts
@@ -160,6 +162,19 @@ class MeasuredSet:
         if kind not in self._statistics and features is not None:
             self._statistics[kind] = feature_statistics(features)
         return self._statistics.get(kind)
+
+    def save_statistics(self, path: str | Path) -> None:
+        """Writes its statistics, and what made them, into an `.npz`: a reference for those without the images.
+
+        Raises:
+            InputError: if it is not known what made them.
+        """
+        if self.extractor is None:
+            raise InputError(f"{self.facts.source} does not say what made its statistics: measure images.")
+        statistics = {kind: self.statistics(kind) for kind in STATISTICS}
+        statistics = {kind: pair for kind, pair in statistics.items() if pair is not None}
+        made_by = {"extractor": self.extractor, "extractor_hash": self.extractor_hash, **asdict(self.facts)}
+        write_statistics(path, statistics, made_by | {"diffusers_cg": version("diffusers-cg")})
 
 
 def measure(
@@ -188,7 +203,10 @@ def measure(
     """
     opened = open_set(source, progress_bar=progress_bar)
     if isinstance(opened, FeatureStatistics):
-        return MeasuredSet(SetFacts(opened.source), stated=opened.statistics)
+        made_by = opened.made_by
+        facts = SetFacts(opened.source, *(made_by.get(name) for name in ("num_images", "shape", "content_hash")))
+        makers = [made_by.get(name) for name in ("extractor", "extractor_hash")]
+        return MeasuredSet(facts, None, opened.statistics, False, *makers)
     check_images(opened)
     if extractor is None:
         raise InputError(f"{opened.source} holds images: pass an extractor to measure them with.")
@@ -213,10 +231,9 @@ def check_images(images: ImageSet) -> None:
         )
 
 
-def usable_statistics(opened: ImageSet | FeatureStatistics, extractor: FeatureExtractor) -> Statistics:
-    """Stated statistics that are used: Inception's, or those of a set without images."""
-    is_used = isinstance(opened, FeatureStatistics) or extractor.name == INCEPTION
-    return opened.statistics if is_used else {}
+def usable_statistics(images: ImageSet, extractor: FeatureExtractor) -> Statistics:
+    """Statistics stated beside images that are used: Inception's."""
+    return images.statistics if extractor.name == INCEPTION else {}
 
 
 def extract_features(

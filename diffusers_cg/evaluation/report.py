@@ -4,6 +4,10 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
+from diffusers_cg.data.files import read_json
+from diffusers_cg.data.text import in_markdown
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.metrics import metric_names
 
@@ -28,7 +32,7 @@ class SetFacts:
     content_hash: str | None = None
 
     def __str__(self) -> str:
-        if self.num_images is None:
+        if self.shape is None:
             return f"{self.source}, statistics alone"
         return f"{self.source}, {self.num_images} images of {self.size}"
 
@@ -66,15 +70,17 @@ class Evaluation:
     def to_markdown(self) -> str:
         """A table of the metrics, and the rest in sentences."""
         rows = [
-            f"| {self.name(key)} | {'-' if value is None else f'{value:.4f}'} |" for key, value in self.metrics.items()
+            f"| {in_markdown(self.name(key))} | {'-' if value is None else f'{value:.4f}'} |"
+            for key, value in self.metrics.items()
         ]
-        extractor_hash = f"hash `{self.extractor_hash}`" if self.extractor_hash else "no hash"
+        extractor = in_markdown(self.extractor)
+        extractor_hash = f"hash `{in_markdown(self.extractor_hash)}`" if self.extractor_hash else "no hash"
         facts = [
-            f"- Samples: {self.samples}",
-            f"- Reference: {self.reference}",
-            f"- Extractor: {'unknown' if self.extractor is None else f'{self.extractor}, {extractor_hash}'}",
+            f"- Samples: {in_markdown(self.samples)}",
+            f"- Reference: {in_markdown(self.reference)}",
+            f"- Extractor: {'unknown' if self.extractor is None else f'{extractor}, {extractor_hash}'}",
         ]
-        warnings = [f"- Warning: {warning}" for warning in self.warnings]
+        warnings = [f"- Warning: {in_markdown(warning)}" for warning in self.warnings]
         return "\n".join(["| Metric | Value |", "|---|---|", *rows, "", *facts, *warnings, ""])
 
     def save(self, directory: str | Path) -> None:
@@ -92,8 +98,6 @@ class Evaluation:
         """
         path = Path(directory) / REPORT_FILE
         try:
-            fields = json.loads(path.read_text())
-            sets = {name: SetFacts(**fields.pop(name)) for name in ("samples", "reference")}
-            return cls(**sets, **fields)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            return TypeAdapter(cls).validate_python(read_json(path))
+        except (OSError, ValueError) as error:  # of pydantic, too, where a value is missing or of another type
             raise InputError(f"{path} is not a report of diffusers-cg evaluate ({error}).") from error

@@ -12,8 +12,9 @@ from PIL import Image
 from diffusers_cg.data import Source
 from diffusers_cg.data.files import atomic_update
 from diffusers_cg.data.grids import image_grid
+from diffusers_cg.data.text import in_markdown
 from diffusers_cg.errors import InputError, import_extra
-from diffusers_cg.evaluation.comparison import evaluate
+from diffusers_cg.evaluation.comparison import check_makers, evaluate
 from diffusers_cg.evaluation.features import (
     MIN_IMAGES,
     AnyExtractor,
@@ -23,7 +24,7 @@ from diffusers_cg.evaluation.features import (
     measure,
 )
 from diffusers_cg.evaluation.metrics import METRICS, Metric, metric_names
-from diffusers_cg.evaluation.report import REPORT_FILE
+from diffusers_cg.evaluation.report import REPORT_FILE, Evaluation
 
 
 SWEEP_FILE, TABLE_FILE = "sweep.json", "table.md"
@@ -117,6 +118,8 @@ def sweep_to_folder(
 
     if is_main_process and not isinstance(reference, MeasuredSet):
         reference = measure(reference, extractor, batch_size, cache_dir, progress_bar=True)
+    if is_main_process and reference.extractor is not None:
+        check_makers((extractor.name, extractor.hash), (reference.extractor, reference.extractor_hash))
     points, rows = [], {}
     for cell in cells:
         directory = Path(output_dir) / cell.folder
@@ -157,7 +160,7 @@ def measure_cell(
     }
     file = directory / REPORT_FILE
     if file.is_file():
-        report = json.loads(file.read_text())
+        report = asdict(Evaluation.load(directory))
         is_of_these = report["samples"]["num_images"] == num_samples and wanted.items() <= report.items()
         if is_of_these and report["metrics"].keys() == {metric.key for metric in metrics}:
             return report["metrics"]
@@ -186,7 +189,7 @@ def to_markdown(points: Sequence[Point], names: dict[str, str]) -> str:
     """A row for each point."""
     present = [name for name in names if any(point.metrics[name] is not None for point in points)]
     rows = [
-        ["sampler", "scale", *(names[name] for name in present)],
+        ["sampler", "scale", *(in_markdown(names[name]) for name in present)],
         ["---"] * (2 + len(present)),
         *(
             [point.cell.curve, f"{point.cell.scale:g}", *(f"{point.metrics[name]:.3f}" for name in present)]

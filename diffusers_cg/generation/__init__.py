@@ -5,7 +5,6 @@ from diffusers_cg.generation.sample_folder import (
     BESIDE_SAMPLES,
     ImageToDraw,
     SampleFolder,
-    check_classes,
     images_to_draw,
 )
 from diffusers_cg.generation.saved_pipeline import SavedPipeline, common_classes
@@ -16,7 +15,6 @@ __all__ = [
     "ImageToDraw",
     "SampleFolder",
     "SavedPipeline",
-    "check_classes",
     "common_classes",
     "draw_images",
     "generate_to_folder",

@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.data.images import to_uint8
 from diffusers_cg.errors import InputError
-from diffusers_cg.generation.sample_folder import GRID_FILE, ImageToDraw, SampleFolder, check_classes, images_to_draw
-from diffusers_cg.generation.saved_pipeline import SavedPipeline
+from diffusers_cg.generation.sample_folder import GRID_FILE, ImageToDraw, SampleFolder, images_to_draw
+from diffusers_cg.generation.saved_pipeline import SavedPipeline, class_labels
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
 
 
@@ -71,7 +71,7 @@ def generate_to_folder(
     base: SavedPipeline,
     upsampler: SavedPipeline | None = None,
     num_samples: int = 16,
-    classes: Sequence[int] | None = None,
+    classes: Sequence[int | str] | None = None,
     random_classes: bool = False,
     seed: int = 0,
     batch_size: int = 8,
@@ -95,7 +95,8 @@ def generate_to_folder(
         base ([`SavedPipeline`]): Draws images from noise.
         upsampler ([`SavedPipeline`], *optional*): Draws images of a higher resolution from those.
         num_samples (`int`): At least 1.
-        classes (sequence of `int`, *optional*): Each once; all that the models know where they need labels, by default.
+        classes (sequence of `int` or `str`, *optional*): Labels, or names that the base pipeline knows, each class once;
+            all that the models know where they need labels, by default.
         random_classes (`bool`): Draw the class of every image, uniformly, instead of taking turns.
         seed (`int`): At least 0.
         batch_size (`int`): Images at once in each process, at least 1.
@@ -112,24 +113,28 @@ def generate_to_folder(
             raise InputError(f"`{name}` must be at least {least}, got {value}.")
     if not (png or npz):
         raise InputError("Neither `png` nor `npz`: there would be nothing left of the samples.")
-    asked_classes = None
-    if classes is not None:
-        check_classes(classes)
-        asked_classes = list(classes)
     processes = start_processes()
     device = processes.device if device is None else resolve_device(device)
 
-    # both are loaded, to see that everything fits before anything is computed; the first one stays
+    # both are loaded, one at a time, to see that everything fits before anything is computed; the first one stays
+    pipe = base.load()
+    asked_classes = classes = None if classes is None else class_labels(pipe, classes)
     upsampler_settings, demands = None, {}
     if upsampler is not None:
+        del pipe
+        release_memory()
         pipe = upsampler.load_upsampler()
         classes = classes or upsampler.needed_classes(pipe)
         upsampler.check(pipe, classes)
         upsampler_settings = upsampler.settings(pipe)
-        demands = {"image shape": pipe.low_res_shape, "number of classes": pipe.num_classes}
+        demands = {
+            "image shape": pipe.low_res_shape,
+            "number of classes": pipe.num_classes,
+            "order of classes": pipe.class_names,
+        }
         del pipe
         release_memory()
-    pipe = base.load()
+        pipe = base.load()
     classes = classes or base.needed_classes(pipe)
     base.check(pipe, classes)
     check_fit(pipe, demands)
@@ -140,8 +145,11 @@ def generate_to_folder(
         "base": base.settings(pipe),
         "upsampler": upsampler_settings,
     }
-    images = images_to_draw(num_samples, classes, random_classes, seed)
     folder = SampleFolder(output_dir)
+    class_digits = folder.class_digits(pipe.num_classes or demands.get("number of classes") or 1)
+    if class_digits > 1:
+        settings["class_digits"] = class_digits
+    images = images_to_draw(num_samples, classes, random_classes, seed, class_digits)
     low_res_folder = SampleFolder(folder.path / LOW_RES_FOLDER)
     folder.check(settings, images)
 
@@ -237,7 +245,11 @@ def make_grid(
 
 def check_fit(pipe: ClassifierGuidedPipeline, demands: dict[str, Any]) -> None:
     """Raises `InputError` unless the images of the first stage are what the second one demands."""
-    offers = {"image shape": pipe.sample_shape, "number of classes": pipe.num_classes}
+    offers = {
+        "image shape": pipe.sample_shape,
+        "number of classes": pipe.num_classes,
+        "order of classes": pipe.class_names,
+    }
     for name, demanded in demands.items():
         if None not in (demanded, offers[name]) and offers[name] != demanded:
             raise InputError(

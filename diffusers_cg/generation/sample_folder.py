@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from diffusers_cg.data import ImageSet, open_images
-from diffusers_cg.data.files import list_files
+from diffusers_cg.data.files import list_files, read_json
 from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError
 
@@ -31,15 +31,17 @@ class ImageToDraw:
     Args:
         class_label (`int`, *optional*): Its class; None where nobody needs one.
         number (`int`): Its number among those of its class.
+        class_digits (`int`): How many digits its class has in the name of its folder, with leading zeros.
     """
 
     class_label: int | None
     number: int
+    class_digits: int = 1
 
     @property
     def path(self) -> Path:
         """Its file, by class and number."""
-        folder = "images" if self.class_label is None else str(self.class_label)
+        folder = "images" if self.class_label is None else f"{self.class_label:0{self.class_digits}d}"
         return Path(folder) / f"{self.number:05d}.png"
 
     def generator(self, seed: int, stage: int) -> torch.Generator:
@@ -48,7 +50,11 @@ class ImageToDraw:
 
 
 def images_to_draw(
-    num_samples: int, classes: Sequence[int] | None = None, random_classes: bool = False, seed: int = 0
+    num_samples: int,
+    classes: Sequence[int] | None = None,
+    random_classes: bool = False,
+    seed: int = 0,
+    class_digits: int = 1,
 ) -> list[ImageToDraw]:
     """As many images, in turn of every class; of none in particular where `classes` is None.
 
@@ -59,6 +65,7 @@ def images_to_draw(
         classes (sequence of `int`, *optional*): Each once.
         random_classes (`bool`): Draw the class of every image, uniformly, instead of taking turns.
         seed (`int`): Of that draw.
+        class_digits (`int`): As of [`ImageToDraw`].
     """
     if classes is None:
         return [ImageToDraw(None, number) for number in range(num_samples)]
@@ -69,15 +76,9 @@ def images_to_draw(
     images = []
     for turn in turns:
         label = classes[turn]
-        images.append(ImageToDraw(label, counts[label]))
+        images.append(ImageToDraw(label, counts[label], class_digits))
         counts[label] += 1
     return images
-
-
-def check_classes(classes: Sequence[int]) -> None:
-    """Raises `InputError` unless at least one class is named, each once and none below 0."""
-    if not classes or len(set(classes)) < len(classes) or min(classes) < 0:
-        raise InputError(f"`classes` must name at least one class, each once and none below 0, got {list(classes)}.")
 
 
 class SampleFolder:
@@ -104,6 +105,16 @@ class SampleFolder:
         files = sorted(self.images(), key=lambda file: (file.name, len(file.parent.name), file.parent))
         return [np.asarray(Image.open(file)) for file in files[:count]]
 
+    def class_digits(self, num_classes: int) -> int:
+        """How many digits a class has in its folder's name: those of the greatest label, but one in a folder that was begun
+        when names had no leading zeros.
+        """
+        try:
+            begun = json.loads((self.path / SETTINGS_FILE).read_text())
+        except (OSError, ValueError):
+            return len(str(num_classes - 1))
+        return begun.get("class_digits", 1) if isinstance(begun, dict) else 1  # `check` says what is wrong
+
     def check(self, settings: dict[str, Any], images: Sequence[ImageToDraw]) -> None:
         """Sees whether these images can be drawn here; nothing is written.
 
@@ -122,10 +133,7 @@ class SampleFolder:
                     f"{self.path} holds something else than samples (it has no {SETTINGS_FILE}): name another folder."
                 )
             return
-        try:
-            before = flatten(json.loads(file.read_text()))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file} is damaged ({error}): name another folder.") from error
+        before = flatten(read_json(file))
         now = flatten(settings)
         differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if differing:

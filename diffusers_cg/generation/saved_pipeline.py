@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from typing import Any, Literal
 import torch
 from diffusers import ModelMixin
 
+from diffusers_cg.data.files import read_json
 from diffusers_cg.diffusion import check_augmentation_level, to_ddim_scheduler, to_ddpm_scheduler
 from diffusers_cg.errors import InputError
-from diffusers_cg.generation.sample_folder import check_classes
 from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
@@ -22,8 +23,12 @@ from diffusers_cg.pipelines import (
 )
 
 
+logger = logging.getLogger(__name__)
+
 PIPELINES = {"ddpm": ClassifierGuidedDDPMPipeline, "ddim": ClassifierGuidedDDIMPipeline}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+TRAINED_WITH = {"num_train_timesteps", "rescale_timesteps", "beta_schedule", "prediction_type"}
+"""What networks came to state; where they do not, folders begun before go on."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,10 @@ class SavedPipeline:
             return pipeline_class.from_pretrained(self.path, dtype=self.dtype)
         except InputError:
             raise
-        except ValueError as error:  # diffusers' own, of a folder or repository that holds something else
+        except (
+            ValueError,
+            NotImplementedError,
+        ) as error:  # diffusers' own, of a folder or repository that holds something else
             raise InputError(f"{self.path} does not load as a {pipeline_class.__name__}: {error}") from error
 
     @property
@@ -140,7 +148,11 @@ def fingerprint(pipe: ClassifierGuidedPipeline) -> str:
     for name, component in sorted(pipe.components.items()):
         if component is None:
             continue
-        config = {key: value for key, value in component.config.items() if not key.startswith("_")}
+        config = {
+            key: value
+            for key, value in component.config.items()
+            if not key.startswith("_") and (value or key not in TRAINED_WITH)
+        }
         digest.update(f"{name} {json.dumps(config, sort_keys=True, default=str)}".encode())
         if isinstance(component, ModelMixin):
             for key, tensor in sorted(component.state_dict().items()):
@@ -151,25 +163,56 @@ def fingerprint(pipe: ClassifierGuidedPipeline) -> str:
 
 def check_path(path: str) -> None:
     """Raises `InputError` where a path can be neither a pipeline's folder nor a name on the Hub."""
+    if not path.strip():
+        raise InputError("The model has no name: pass the folder of a saved pipeline, or OWNER/NAME on the Hub.")
     folder = Path(path)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise InputError(f"{path} is not the folder of a pipeline (it has no model_index.json).")
     if not folder.exists() and not HUB_NAME.fullmatch(path):
         raise InputError(f"There is no folder {path}: pass that of a saved pipeline, or OWNER/NAME on the Hub.")
+    if folder.exists():
+        check_configs(folder)
 
 
-def common_classes(pipelines: Collection[SavedPipeline], classes: Sequence[int] | None) -> Sequence[int] | None:
+def check_configs(folder: Path) -> None:
+    """Raises `InputError` where what a folder says of its pipeline or model is no JSON object, which diffusers stumbles over."""
+    for name in ("model_index.json", "config.json", "*/config.json", "*/scheduler_config.json"):
+        for file in folder.glob(name):
+            values = read_json(file)
+            if file.name == "model_index.json" and not isinstance(values.get("_class_name"), str):
+                raise InputError(f'{file} names no pipeline: it must hold a line `"_class_name": ...`.')
+
+
+def class_labels(pipe: ClassifierGuidedPipeline, classes: Sequence[int | str]) -> list[int]:
+    """The labels of classes that are given by label or by name.
+
+    Raises:
+        InputError: if a name is unknown, or one class is named twice, or none, or one below 0.
+    """
+    labels = [pipe.get_label_ids(each)[0] if isinstance(each, str) else each for each in classes]
+    if not labels or len(set(labels)) < len(labels) or min(labels) < 0:
+        raise InputError(f"`classes` must name at least one class, each once and none below 0, got {list(classes)}.")
+    names = pipe.class_names or ()
+    for label in labels:
+        if str(label) in names and names.index(str(label)) != label:
+            logger.warning(f"Class {label} is the one of that label, not the one that is called {str(label)!r}.")
+            break
+    return labels
+
+
+def common_classes(pipelines: Collection[SavedPipeline], classes: Sequence[int | str] | None) -> Sequence[int] | None:
     """Classes to draw by all of some pipelines that differ in algorithm, steps and scale alone: those that any of them needs.
 
     Raises:
         InputError: where drawing by one of them would.
     """
-    if classes is not None:
-        check_classes(classes)
     one_of_each = {saved.algorithm: saved for saved in pipelines}
     pipes = {algorithm: saved.load() for algorithm, saved in one_of_each.items()}
     needed = [saved.needed_classes(pipes[saved.algorithm]) for saved in pipelines]
-    classes = classes or next((some for some in needed if some is not None), None)
+    if classes is None:
+        classes = next((some for some in needed if some is not None), None)
+    else:
+        classes = class_labels(next(iter(pipes.values())), classes)
     for saved in pipelines:
         saved.check(pipes[saved.algorithm], classes)
     return classes

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from huggingface_hub import constants
 from huggingface_hub.errors import (
+    DisabledRepoError,
     EntryNotFoundError,
+    GatedRepoError,
     HfHubHTTPError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
@@ -32,35 +34,47 @@ def hub_sentence(error: BaseException) -> str | None:
             return _answered(cause)
         if isinstance(cause, LocalTokenNotFoundError):
             return f"The Hub asks who you are: {SIGN_IN}"
-        if isinstance(cause, OfflineModeIsEnabled) or _is_transport_error(cause):
-            return f"The Hub at {constants.ENDPOINT} cannot be reached: check the network, and that HF_HUB_OFFLINE is unset"
+        if isinstance(cause, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE forbids to ask the Hub for what is not in the cache: unset it"
+        if _is_transport_error(cause):
+            return f"The Hub at {constants.ENDPOINT} cannot be reached: check the network"
     return None
 
 
 def _answered(error: HfHubHTTPError) -> str:
-    """The sentence for an answer that is not the one hoped for."""
-    status, url = error.response.status_code, error.response.url
+    """The sentence for an answer that is not the one hoped for; what the Hub itself says of it stands in brackets."""
+    status, request = error.response.status_code, error.response.request
     said = " ".join((error.server_message or "").split())
     said = f" ({said.rstrip('.')})" if said else ""
-    what = str(url.path).removeprefix("/api/models/").removeprefix("/api/").strip("/")
+    what = str(request.url.path).removeprefix("/api/models/").removeprefix("/api/").strip("/")
     what, _, file = what.partition("/resolve/")
+    name = what.partition("/revision/")[0].partition("/tree/")[0]
     if isinstance(error, EntryNotFoundError):
-        file = file.partition("/")[2]
-        return f"{what} on the Hub has no {file}: it does not hold what is needed here"
+        return f"{what} on the Hub has no {file.partition('/')[2]}: it does not hold what is needed here"
     if isinstance(error, RevisionNotFoundError):
-        return f"The Hub has no such revision of {what.partition('/revision/')[0]}"
+        return f"The Hub has no such revision of {name}{said}"
     if "Invalid credentials" in (error.response.headers.get("X-Error-Message") or ""):
         return f"The Hub does not know this token: {SIGN_IN}"
+    if isinstance(error, GatedRepoError):
+        return f"{name} on the Hub is for those whom its owners give access{said}: ask on its page, then {SIGN_IN}"
+    if isinstance(error, DisabledRepoError):
+        return f"The Hub has disabled {name}{said}: ask its owners"
     if isinstance(error, RepositoryNotFoundError):
-        name = what.partition("/revision/")[0].partition("/tree/")[0]
         return f"There is no repository {name} on the Hub, or it is private: check its name, or {SIGN_IN}"
     if status == 401:
         return f"The Hub asks who you are{said}: {SIGN_IN}"
+    if status == 403 and request.method in ("GET", "HEAD"):
+        return f"The Hub refuses{said}: use a token that may read this"
     if status == 403:
         return f"The Hub refuses{said}: push under a name of your own, with a token that may write"
     if status in (402, 413, 507):
         return f"The Hub has no room for this{said}: free some of your quota, or ask for more"
-    if status >= 500 or status == 429:
+    if status in (409, 412):
+        return f"Somebody else writes there{said}: try again"
+    if status == 429:
+        after = error.response.headers.get("Retry-After")
+        return f"The Hub has had too many requests from you{said}: try again {f'in {after} s' if after else 'later'}"
+    if status >= 500:
         return f"The Hub fails at the moment, with status {status}{said}: try again later"
     return f"The Hub answered with status {status}{said}"
 

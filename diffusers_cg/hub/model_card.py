@@ -11,6 +11,7 @@ person has edited, added around it or deleted stays as they left it.
 """
 
 import hashlib
+import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from typing import Any
 from diffusers import ModelMixin
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from diffusers_cg.data.text import in_markdown
 from diffusers_cg.evaluation.report import Evaluation, metric_names
 from diffusers_cg.models.adm_trunk import height_and_width
 from diffusers_cg.pipelines import ClassifierGuidedPipeline, ClassifierGuidedSuperResolutionPipeline
@@ -41,14 +43,14 @@ SAMPLE_SNIPPET = """import torch
 from diffusers_cg import {pipeline}
 
 {device}
-pipe = {pipeline}.from_pretrained("{path}").to(device)
+pipe = {pipeline}.from_pretrained({path}).to(device)
 images = pipe({call}, generator=torch.manual_seed(0)).images"""
 
 UPSAMPLE_SNIPPET = """import torch
 from diffusers_cg import {pipeline}
 
 {device}
-pipe = {pipeline}.from_pretrained("{path}").to(device)
+pipe = {pipeline}.from_pretrained({path}).to(device)
 low = torch.rand(1, {low_res_shape})  # in place of your image, in [0, 1]; PIL images do, too
 images = pipe(image=low, {call}, generator=torch.manual_seed(0)).images"""
 
@@ -56,14 +58,14 @@ CLASSIFIER_SNIPPET = """import torch
 from diffusers_cg import NoisyClassifierModel
 from diffusers_cg.guidance import classifier_gradient
 
-classifier = NoisyClassifierModel.from_pretrained("{path}")
+classifier = NoisyClassifierModel.from_pretrained({path})
 noisy_images = torch.randn(1, {shape})  # x_t of a diffusion model whose clean images span [-1, 1]
 logits = classifier(noisy_images, 500).logits
 gradient = classifier_gradient(classifier, noisy_images, 500, torch.tensor([0]))  # of log p(y = 0 | x_t)"""
 
 WITH_CODE_SNIPPET = """from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{path}", custom_pipeline="{path}", trust_remote_code=True)"""
+pipe = DiffusionPipeline.from_pretrained({path}, custom_pipeline={path}, trust_remote_code=True)"""
 
 LIMITS = """## Intended use and limits
 
@@ -94,7 +96,7 @@ OPENAI_ORIGIN = """## Origin
 
 def write_section(name: str, text: str) -> str:
     """A section between its comments."""
-    text = text.strip()
+    text = text.strip().encode("utf-8", "backslashreplace").decode()
     return f"<!-- diffusers-cg: {name} {_hash(text)} -->\n{text}\n<!-- diffusers-cg: end {name} -->"
 
 
@@ -135,7 +137,7 @@ def merge_data(theirs: ModelCardData, ours: ModelCardData) -> ModelCardData:
 
 
 def _as_list(value: str | Sequence[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or [])
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [str(value)]
 
 
 def _hash(text: str) -> str:
@@ -168,7 +170,7 @@ def describe(
     is_pipeline = isinstance(model, ClassifierGuidedPipeline)
     guided = is_pipeline and model.classifier is not None
     sections = {
-        "about": f"# {path.rpartition('/')[2]}\n\n{_about(model)}",
+        "about": f"# {in_markdown(path.rpartition('/')[2])}\n\n{_about(model)}",
         "samples": f"![Samples, a class per column]({SAMPLES_FILE})" if samples else "",
         "use": _use(model, path, with_code),
         "classes": _classes(model.class_names if is_pipeline else model.config.class_names),
@@ -220,7 +222,7 @@ def _about(model: ClassifierGuidedPipeline | ModelMixin) -> str:
 def _use(model: ClassifierGuidedPipeline | ModelMixin, path: str, with_code: bool) -> str:
     if not isinstance(model, ClassifierGuidedPipeline):
         shape = ", ".join(map(str, (model.config.in_channels, *height_and_width(model.config.sample_size))))
-        snippet = CLASSIFIER_SNIPPET.format(path=path, shape=shape)
+        snippet = CLASSIFIER_SNIPPET.format(path=_quoted(path), shape=shape)
     else:
         needs_labels = model.is_conditional or model.classifier is not None
         upsamples = isinstance(model, ClassifierGuidedSuperResolutionPipeline)
@@ -229,22 +231,27 @@ def _use(model: ClassifierGuidedPipeline | ModelMixin, path: str, with_code: boo
         snippet = (UPSAMPLE_SNIPPET if upsamples else SAMPLE_SNIPPET).format(
             device=DEVICE,
             pipeline=type(model).__name__,
-            path=path,
+            path=_quoted(path),
             call=call,
             low_res_shape=", ".join(map(str, model.low_res_shape)) if upsamples else "",
         )
         snippet = snippet.replace("low, , ", "low, ")
     text = f"## Use\n\nWith diffusers-cg installed:\n\n```python\n{snippet}\n```"
     if with_code:
-        snippet = WITH_CODE_SNIPPET.format(path=path)
+        snippet = WITH_CODE_SNIPPET.format(path=_quoted(path))
         text += f"\n\nWith diffusers alone, which then runs the code in this repository:\n\n```python\n{snippet}\n```"
     return text
+
+
+def _quoted(text: str) -> str:
+    """A string of Python, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _classes(class_names: Sequence[str] | None) -> str:
     if class_names is None:
         return ""
-    rows = "\n".join(f"| {label} | {name} |" for label, name in enumerate(class_names))
+    rows = "\n".join(f"| {label} | {in_markdown(name)} |" for label, name in enumerate(class_names))
     return f"## Classes\n\n| label | class |\n| --- | --- |\n{rows}"
 
 
@@ -252,10 +259,13 @@ def _training(training: dict[str, Any] | None) -> str:
     """A part for each network that was trained: its facts, and the flags that make it again."""
     parts = []
     for network, run in (training or {}).items():
-        facts = [f"- {name.replace('_', ' ')}: {value}" for name, value in run.items() if name != "arguments"]
-        parts += [f"### {network}", "\n".join(facts)]
+        stated = {name.replace("_", " "): value for name, value in run.items() if name != "arguments"}
+        facts = [f"- {in_markdown(name)}: {in_markdown(value)}" for name, value in stated.items()]
+        parts += [f"### {in_markdown(network)}", "\n".join(facts)]
         if run.get("arguments"):
-            parts.append("```\n" + shlex.join(run["arguments"]) + "\n```")
+            command = shlex.join(run["arguments"]).replace("<!--", "<! --")  # which might end the section
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
+            parts.append(f"{fence}\n{command}\n{fence}")
     return "\n\n".join(["## Training", *parts]) if parts else ""
 
 
@@ -319,13 +329,13 @@ def write_openai_model_card(
         kind = f"An upsampling model (from {pipe.config.low_res_size} pixels)"
     guide = "without a classifier" if classifier_file is None else "with the classifier of noisy images that guides it"
     sections |= {
-        "about": f"# ADM, {Path(unet_file).stem}\n\n{kind} of OpenAI's guided-diffusion, {guide}.",
+        "about": f"# ADM, {in_markdown(Path(unet_file).stem)}\n\n{kind} of OpenAI's guided-diffusion, {guide}.",
         "limits": OPENAI_LIMITS.format(
             data="a part of LSUN" if on_lsun else "ImageNet-1k",
             people="" if on_lsun else " Faces and people, who are seldom its subject, come out distorted.",
         ),
         "origin": OPENAI_ORIGIN.format(
-            files=" and ".join(f"`{file}`" for file in (unet_file, classifier_file) if file),
+            files=" and ".join(in_markdown(file) for file in (unet_file, classifier_file) if file),
             dtype="" if dtype == "fp32" else f", but rounded to {dtype}",
         ),
     }

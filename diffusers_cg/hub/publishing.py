@@ -1,6 +1,5 @@
 """From a folder to the Hub: checked first, then everything in one commit."""
 
-import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from diffusers import ModelMixin
 from diffusers.pipelines.pipeline_loading_utils import CUSTOM_PIPELINE_FILE_NAME
 from huggingface_hub import (
@@ -22,12 +22,13 @@ from huggingface_hub.errors import EntryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
 
-from diffusers_cg.data.files import list_files
+from diffusers_cg.data.files import list_files, read_json
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation.report import REPORT_FILE, Evaluation
 from diffusers_cg.generation import draw_images
+from diffusers_cg.generation.saved_pipeline import check_configs
 from diffusers_cg.hub.hub_errors import HubError, hub_sentence
 from diffusers_cg.hub.model_card import CARD_FILE, SAMPLES_FILE, describe, update_card
 from diffusers_cg.hub.standalone_code import CODE_MODULE, INDEX_FILE, standalone_files
@@ -155,14 +156,8 @@ def write_beside(
         card (`ModelCard`, *optional*): The one that the Hub has.
         model, folder, repo_id, with_code, grid, report, known: As for [`push_folder`].
     """
-    if with_code:
-        for name, source in standalone_files(model, folder).items():
-            (directory / name).write_text(source)
-    picture = read_grid(grid) if grid is not None else draw_samples(model)
-    if picture is not None:
-        picture.save(directory / SAMPLES_FILE)
     if (folder / CARD_FILE).is_file():
-        ours = ModelCard.load(folder / CARD_FILE)
+        ours = read_card(folder / CARD_FILE, str(folder / CARD_FILE))
         if card is not None and card.text.strip() != ours.text.strip():
             logger.warning(
                 f"The card of {repo_id} goes before {folder / CARD_FILE}, which stays here: edit it on the Hub."
@@ -171,12 +166,19 @@ def write_beside(
     evaluation = None
     if report is not None or (folder / REPORT_FILE).is_file():
         evaluation = Evaluation.load(report or folder)
+    training = read_training(folder / TRAINING_FILE)
+    if with_code:
+        for name, source in standalone_files(model, folder).items():
+            (directory / name).write_text(source)
+    picture = read_grid(grid) if grid is not None else draw_samples(model)
+    if picture is not None:
+        picture.save(directory / SAMPLES_FILE)
     data, sections = describe(
         model,
         repo_id,
         with_code=with_code,
         samples=picture is not None or (folder / SAMPLES_FILE).is_file(),
-        training=read_json(folder / TRAINING_FILE),
+        training=training,
         evaluation=evaluation,
         **{name: value for name, value in known.items() if value is not None},
     )
@@ -228,8 +230,9 @@ def load_published(folder: Path) -> ClassifierGuidedPipeline | ModelMixin:
         InputError: if it is none of ours, or does not load.
     """
     try:
+        check_configs(folder)
         if (folder / INDEX_FILE).is_file():
-            name = read_json(folder / INDEX_FILE).get("_class_name")
+            name = read_json(folder / INDEX_FILE)["_class_name"]
             if name not in PIPELINES:
                 raise InputError(f"it is a {name}, not one of {', '.join(sorted(PIPELINES))}")
             model = PIPELINES[name].from_pretrained(folder, use_safetensors=True)
@@ -238,7 +241,11 @@ def load_published(folder: Path) -> ClassifierGuidedPipeline | ModelMixin:
             model = NoisyClassifierModel.from_pretrained(folder)
         else:
             raise InputError(f"it has no {INDEX_FILE}, and is no {NoisyClassifierModel.__name__}")
-    except (ValueError, OSError) as error:  # diffusers' own on what a folder lacks, and safetensors'
+    except (
+        ValueError,
+        NotImplementedError,
+        OSError,
+    ) as error:  # diffusers' own on what a folder lacks, and safetensors'
         reason = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"{folder} is not published, because it does not load: {reason}.") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -301,25 +308,44 @@ def draw_samples(model: ClassifierGuidedPipeline | ModelMixin) -> Image.Image | 
     return image_grid(rows, column_labels=names, tile_size=min(128, max(64, *rows[0][0].size)))
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """What a JSON file holds; None if there is no such file.
+def read_training(path: Path) -> dict[str, dict[str, Any]]:
+    """Facts of a run by the network's name; nothing if there is no such file.
 
     Raises:
         InputError: if it holds something else.
     """
-    if not path.is_file():
-        return None
+    training = read_json(path) if path.is_file() else {}
+    for network, run in training.items():
+        arguments = run.get("arguments") or [] if isinstance(run, dict) else None
+        if not (isinstance(arguments, list) and all(isinstance(word, str) for word in arguments)):
+            raise InputError(
+                f'{path} must hold facts by network, as {{"unet": {{"steps": 600, "arguments": ["--seed", "7"]}}}}, but '
+                f"{network} is {run!r:.80}: mend it, or move it away."
+            )
+    return training
+
+
+def read_card(path: str | Path, name: str) -> ModelCard:
+    """The card in a file.
+
+    Raises:
+        InputError: if its metadata cannot be read; `name` is what the sentence calls it.
+    """
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not a JSON file ({error}): write it anew, or leave it out.") from error
+        return ModelCard.load(path)
+    except (ValueError, TypeError, yaml.YAMLError) as error:  # the first also where bytes are no UTF-8
+        raise InputError(
+            f"{name} cannot be read as a card ({error}): mend what stands between its --- lines."
+        ) from error
 
 
 def _card_of(api: HfApi, repo_id: str) -> ModelCard | None:
     """The card that the Hub has; None if it has none."""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return ModelCard.load(api.hf_hub_download(repo_id, CARD_FILE, local_dir=folder))
+            return read_card(
+                api.hf_hub_download(repo_id, CARD_FILE, local_dir=folder), f"The card of {repo_id} on the Hub"
+            )
     except EntryNotFoundError:
         return None
 

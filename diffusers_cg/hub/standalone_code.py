@@ -16,6 +16,7 @@ from types import ModuleType
 from diffusers import ModelMixin
 from diffusers.pipelines.pipeline_loading_utils import CUSTOM_PIPELINE_FILE_NAME
 
+from diffusers_cg.data.files import read_json
 from diffusers_cg.errors import InputError
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
 
@@ -38,15 +39,17 @@ DiffusionPipeline.from_pretrained(REPOSITORY, custom_pipeline=REPOSITORY, trust_
 
 import sys
 
-import diffusers
+import {host}
 
 from .{module} import {names}
 
 
 if "{package}" in sys.modules:  # the package itself is in use: it goes before its copy
     {pipeline} = sys.modules["{package}"].{pipeline}
-else:  # where diffusers looks for the classes that model_index.json names
-    {registrations}
+else:  # where diffusers looks for the classes that model_index.json names, and as what it records them there
+    for registered in ({registered}):
+        setattr({host}, registered.__name__, registered)
+        registered.__module__ = "{host}"
 '''
 
 
@@ -87,7 +90,7 @@ def standalone_files(model: ClassifierGuidedPipeline | ModelMixin, folder: Path)
     """
     if not isinstance(model, ClassifierGuidedPipeline):
         raise InputError("Code is published with a pipeline: assemble one, or push this classifier without code.")
-    index = json.loads((folder / INDEX_FILE).read_text())
+    index = read_json(folder / INDEX_FILE)
     for name, value in index.items():
         if isinstance(value, list) and value[0] == PACKAGE:
             index[name] = [HOST, value[1]]
@@ -99,7 +102,8 @@ def standalone_files(model: ClassifierGuidedPipeline | ModelMixin, folder: Path)
         module=CODE_MODULE,
         names=", ".join(names),
         package=PACKAGE,
-        registrations="\n    ".join(f"{HOST}.{name} = {name}" for name in names if name != pipeline.__name__),
+        registered=", ".join(name for name in names if name != pipeline.__name__),
+        host=HOST,
     )
     return {
         CUSTOM_PIPELINE_FILE_NAME: pipeline_file,
@@ -112,10 +116,18 @@ def gather_code(classes: list[type]) -> str:
     """Source of the classes and of everything of this package that they depend on, in an order that runs.
 
     Raises:
-        RuntimeError: if two modules define different things of one name.
+        RuntimeError: if modules define or import different things of one name.
     """
     modules: dict[str, Definitions] = {}
-    imports, code, origins, run, later = set(), {}, {}, set(), []
+    imports, code, bound, run, later = set(), {}, {}, set(), []
+
+    def bind(name: str, meaning: str | tuple[str, str], module: str) -> bool:
+        """Notes what a name stands for in the file; returns whether it is new."""
+        is_new = name not in bound
+        stated, first = bound.setdefault(name, (meaning, module))
+        if stated != meaning:
+            raise RuntimeError(f"{name} is not the same in {first} and in {module}: they cannot share a file.")
+        return is_new
 
     def add(module: str, name: str, is_run: bool = False) -> None:
         """Adds a definition; if it is run while the file is read, the names in its functions must be there by then, too."""
@@ -123,19 +135,18 @@ def gather_code(classes: list[type]) -> str:
             modules[module] = read_definitions(importlib.import_module(module))
         definitions = modules[module]
         if name in definitions.ours:
-            add(*definitions.ours[name], is_run)
+            source, own_name = definitions.ours[name]
+            if own_name != name:
+                raise RuntimeError(f"{module} imports {own_name} as {name}: in one file it has one name.")
+            add(source, name, is_run)
         elif name in definitions.others:
+            bind(name, definitions.others[name], module)
             imports.add(definitions.others[name])
-        elif name in definitions.statements and name not in origins:
-            origins[name] = module
+        elif name in definitions.statements and bind(name, definitions.statements[name], module):
             for needed in sorted(definitions.needed[name]):
                 add(module, needed, is_run=name in definitions.assigned)
             code[name] = definitions.statements[name]
             later.extend((module, used) for used in sorted(definitions.used[name]))
-        elif (
-            name in definitions.statements and modules[origins[name]].statements[name] != definitions.statements[name]
-        ):
-            raise RuntimeError(f"{origins[name]} and {module} both define {name}: they cannot share a file.")
         if is_run and name in definitions.statements and (module, name) not in run:
             run.add((module, name))
             for used in sorted(definitions.used[name]):

@@ -29,7 +29,10 @@ def saved(tmp_path_factory):
     root = tmp_path_factory.mktemp("saved")
     base = ClassifierGuidedDDPMPipeline
     options = {"with_classifier": False, "scheduler": scheduler(), **LOW}
+    named = tiny.pipeline(base, conditional=True, **options)
+    named.unet.register_to_config(class_names=NAMES)
     for name, pipe in {
+        "named": named,
         "plain": tiny.pipeline(base, **options),
         "conditional": tiny.pipeline(base, conditional=True, **options),
         "unclipped": tiny.pipeline(base, **{**options, "scheduler": scheduler(clip_sample=False)}),
@@ -43,6 +46,7 @@ def saved(tmp_path_factory):
     return root
 
 
+NAMES = ["class 1", "class 3", "class 4", "class 0", "class 2"]
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
 CLEAN = torch.from_numpy(PIXELS).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -131,6 +135,37 @@ def test_images_are_seen_as_in_training(nll, saved, data, tmp_path):
     assert json.loads((tmp_path / "out" / "nll.json").read_text())["standard_error"] == 0
 
 
+def test_classes_by_the_names_of_the_model(nll, saved, data, tmp_path):
+    """In whatever order they come, as folders or as the beginnings of files' names."""
+    steps = ["--num_inference_steps", 4]
+    nll("named", data, *steps)
+    settings = scheduler()
+    settings.set_timesteps(4)
+    diffusion = GaussianDiffusion.from_scheduler(settings, settings.timesteps)
+    labels = torch.tensor([3, 0, 4, 1, 2])  # `NAMES`
+    assert_terms(terms(tmp_path), expected(saved, "named", diffusion, class_labels=labels))
+    right = terms(tmp_path)["total"]
+    for number in range(5):
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        (data / f"class {number}" / "image.png").rename(tmp_path / "flat" / f"class {number}_a.png")
+    nll("named", tmp_path / "flat", "--class_from_file_name", *steps)
+    np.testing.assert_array_equal(terms(tmp_path)["total"], right)
+    (tmp_path / "flat" / "class 2_a.png").rename(tmp_path / "flat" / "class two_a.png")
+    said = nll("named", tmp_path / "flat", "--class_from_file_name", status=2)
+    assert "none of the 5 known ones" in said and "class two" in said
+
+
+def test_a_stated_range_of_values(nll, data, tmp_path):
+    few = ["--num_inference_steps", 2]
+    nll("plain", data, *few)
+    right = terms(tmp_path)["total"]
+    np.savez(tmp_path / "floats.npz", PIXELS / np.float32(127.5) - 1)
+    nll("plain", tmp_path / "floats.npz", "--image_range", -1, 1, *few)
+    np.testing.assert_array_equal(terms(tmp_path)["total"], right)
+    assert json.loads((tmp_path / "out" / "nll.json").read_text())["image_range"] == [-1, 1]
+    assert "--image_range" in nll("plain", tmp_path / "floats.npz", status=2)
+
+
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -167,12 +202,12 @@ def break_an_image(data):
     [
         (
             remove_a_class,
-            "{data} has 4 subfolders, but the model knows 5 classes: it must have one of images for each",
+            "{data} has 4 classes, but the model knows 5 and not their names: there must be one of images for each",
         ),
         (break_an_image, "{data}/class 3/image.png cannot be read as an image (damaged: "),
         (
             lambda data: data.rename(data.with_name("moved")),
-            "There is no folder {data}: pass a folder with one subfolder of images per class.",
+            "There is no file or folder {data}: pass an .npz or a folder of images.",
         ),
         (lambda data: [file.unlink() for file in data.rglob("*.png")], "{data} holds no images."),
     ],

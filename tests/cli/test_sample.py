@@ -17,6 +17,7 @@ from diffusers_cg.generation import BESIDE_SAMPLES, SampleFolder, SavedPipeline,
 
 
 LOW = {"sample_size": 4, "attention_resolutions": (2,)}
+NAMES = ["cat", "dog", "owl", "bee", "3"]
 STEPS = ["--num_inference_steps", 3]
 BOTH_STEPS = [*STEPS, "--upsampler_num_inference_steps", 2]
 
@@ -26,7 +27,7 @@ def saved(tmp_path_factory):
     root = tmp_path_factory.mktemp("saved")
     base, upsampler = ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline
     for name, pipe in {
-        "base": tiny.pipeline(base, conditional=True, **LOW),
+        "base": tiny.pipeline(base, conditional=True, class_names=NAMES, **LOW),
         "unconditional": tiny.pipeline(base, with_classifier=False, **LOW),
         "larger": tiny.pipeline(base, with_classifier=False),
         "up": tiny.pipeline(upsampler, conditional=True, low_res_size=4),
@@ -60,6 +61,17 @@ def contents(folder):
 def test_what_is_said(sample, tmp_path):
     said = sample("base", None, "--classes", 3, 0, "--num_samples", 4, *STEPS)
     assert said.strip().endswith(f"Saved {tmp_path / 'out'}.")
+
+
+def test_classes_by_name_are_those_by_label(sample, tmp_path, caplog):
+    flags = ["--num_samples", 2, *STEPS]
+    sample("base", None, *flags, "--classes", "dog", 2, output="names")
+    sample("base", None, *flags, "--classes", 1, "owl", output="labels")
+    assert contents(tmp_path / "names") == contents(tmp_path / "labels")
+    sample("base", None, *flags, "--classes", 1, 2, output="names")  # goes on
+    assert not caplog.records
+    sample("base", None, *flags, "--classes", 3, output="warned")
+    assert "not the one that is called '3'" in caplog.text
 
 
 def test_flags_of_one_stage(sample, saved, tmp_path):
@@ -165,6 +177,9 @@ CLASSES = ["--classes", 1]
         ("up", None, CLASSES, "This unet is an upsampling one"),
         ("base", None, ["--classes", 5, 2], "`class_labels` must lie in 0..4, got [2, 5]"),
         ("base", None, ["--classes", 1, 2, 1], "`classes` must name at least one class, each once and none below 0"),
+        ("base", None, ["--classes", "cta"], "There is no class 'cta'; the nearest of the 5 is 'cat'"),
+        ("base", None, ["--classes", "cat", 0], "`classes` must name at least one class, each once"),
+        ("unconditional", None, ["--classes", "cat"], "The classes of this pipeline have no names"),
         ("unconditional", None, ["--classes=-1"], "--classes: must be greater than or equal to 0, got -1"),
         ("base", None, [*CLASSES, "--num_samples", 0], "--num_samples: must be greater than 0, got 0"),
         ("base", None, [*CLASSES, "--no_png"], "Neither `png` nor `npz`"),
@@ -188,9 +203,4 @@ def test_refused_before_anything_is_computed(sample, saved, tmp_path, model, ups
     handle.remove()
     assert line.startswith("error: ") and line.endswith(".") and said.format(saved=saved) in line
     assert not any(passes)
-    assert os.listdir(tmp_path) == []
-
-
-def test_flag_that_is_no_number(sample, tmp_path):
-    assert "Error parsing --classes" in sample("base", None, "--classes", 1, "cat", status=2)
     assert os.listdir(tmp_path) == []

@@ -2,6 +2,8 @@
 
 import io
 import sys
+import tarfile
+import zipfile
 
 import datasets
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 from processes import run_here
 from tiny_extractor import Thumbnails
 
-from diffusers_cg.data import open_images, open_set
+from diffusers_cg.data import open_dataset, open_images, open_set
 from diffusers_cg.errors import InputError, MissingExtraError
 from diffusers_cg.evaluation import evaluate, measure
 
@@ -86,6 +88,52 @@ def test_saved_to_disk(tmp_path):
     assert np.array_equal(all_images(tmp_path / "two", split="test"), pixels(seed=1))
     with pytest.raises(ValueError, match="has the splits train, test, not validation: change --split"):
         open_images(tmp_path / "two", split="validation")
+    for split, part in (("test[1:4]", slice(1, 4)), ("test[-25%:]", slice(9, None)), ("test", slice(None))):
+        stream = open_images(tmp_path / "two", split=split, streaming=True)
+        loaded = open_images(tmp_path / "two", split=split)
+        for images in (stream, loaded):
+            found = [np.asarray(stored.load(3)) for stored in images]
+            assert np.array_equal(found, pixels(seed=1)[part])
+    assert len(open_images(tmp_path / "one", split="train")) == 12  # what `datasets` calls the only one
+
+
+def shard(path, images, suffixes):
+    with tarfile.open(path, "w") as file:
+        for number, (image, suffix) in enumerate(zip(images, suffixes)):
+            label = str(number % 2).encode()
+            for name, data in ((suffix, encode(image, {"jpg": "JPEG"}.get(suffix, "PNG"))["bytes"]), ("cls", label)):
+                entry = tarfile.TarInfo(f"{number:04d}.{name}")
+                entry.size = len(data)
+                file.addfile(entry, io.BytesIO(data))
+    return [path]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["at once", "streamed"])
+def test_formats_that_change_late_in_a_webdataset(tmp_path, streaming):
+    source = shard(tmp_path / "late.tar", pixels(), ["png"] * 10 + ["jpg"] * 2)
+    images = list(open_images(source, "required", split="train", streaming=streaming, num_classes=2))
+    assert np.array_equal([np.asarray(stored.load(3)) for stored in images[:10]], pixels()[:10])
+    for stored in images[10:]:
+        with pytest.raises(InputError, match="of a webdataset: none with the suffix of the others"):
+            stored.load(3)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["at once", "streamed"])
+def test_columns_that_are_called_the_other_way_round(streaming):
+    dataset = make_dataset(pixels(4)).rename_columns({"image": "label", "label": "image"})
+    dataset = dataset.to_iterable_dataset() if streaming else dataset
+    images = open_images(dataset, "required", image_column="label", label_column="image", num_classes=4)
+    assert [stored.label for stored in images] == [0, 1, 2, 3]
+    assert np.array_equal([np.asarray(stored.load(3)) for stored in images], pixels(4))
+
+
+def test_the_true_reason_of_a_failed_load_is_in_the_sentence(tmp_path):
+    (tmp_path / "zipped").mkdir()
+    with zipfile.ZipFile(tmp_path / "zipped" / "train.zip", "w") as archive:
+        for name in ("a/0.png", "b/0.png"):
+            archive.writestr(name, encode(pixels(1)[0])["bytes"])
+    with pytest.raises(InputError, match="cannot be read: Invalid string class label zipped"):
+        open_dataset(str(tmp_path / "zipped"), "required", split="train")
 
 
 def test_a_loaded_dataset(tmp_path):

@@ -1,5 +1,6 @@
 """`open_images`: the same images from every source, one by one and as arrays; their classes; what is refused."""
 
+import dataclasses
 import re
 
 import datasets
@@ -9,6 +10,7 @@ from PIL import Image
 
 from diffusers_cg.data import (
     FeatureStatistics,
+    check_images,
     find_bad_images,
     open_folder,
     open_images,
@@ -17,6 +19,7 @@ from diffusers_cg.data import (
 )
 from diffusers_cg.data.images import resize_and_crop
 from diffusers_cg.errors import InputError
+from diffusers_cg.training.data import in_class_order
 
 
 def pixels(count=30, size=8, channels=3, seed=0):
@@ -153,7 +156,9 @@ def test_a_folder_of_as_many_classes_as_a_model_knows(tmp_path):
     with pytest.raises(InputError, match="These class folders hold no images: .*/3. Fill or remove them"):
         open_folder(folder, "required")
     assert open_folder(folder, "required", num_classes=4).class_names == ["0", "1", "2", "3"]
-    with pytest.raises(InputError, match="has 4 subfolders, but the model knows 3 classes"):
+    with pytest.raises(
+        InputError, match="has classes that are none of the 3 known ones|has 4 classes, but the model knows 3"
+    ):
         open_folder(folder, "required", num_classes=3)
 
 
@@ -161,8 +166,10 @@ def test_labels_that_are_ignored_optional_or_required(tmp_path):
     folder = save_folder(tmp_path / "folder", pixels(6))
     save_image(folder / "on_top.png", pixels(1)[0])
     assert len(open_images(folder)) == 7 and open_images(folder).labels is None
-    for labels in ("optional", "required"):
-        assert open_images(folder, labels).labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert open_images(folder, "required").labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert open_images(folder, "optional").labels.tolist() == [0] * 7
+    (folder / "on_top.png").unlink()
+    assert open_images(folder, "optional").labels.tolist() == [0, 0, 1, 1, 2, 2]
     one = open_images(folder / "1", "optional")  # `deep` is its only subfolder
     assert (one.class_names, one.labels.tolist(), one[1].label) == (["images"], [0, 0], 0)
     with pytest.raises(InputError, match="has one class only, deep: guidance needs at least two"):
@@ -193,10 +200,11 @@ def test_an_array_without_classes():
         open_images(pixels(3), "required")
 
 
-def test_a_split_is_that_of_datasets(tmp_path):
+def test_a_split_that_is_not_stratified_is_that_of_datasets(tmp_path):
+    """So it was before, and a training that began so goes on with it."""
     folder = save_folder(tmp_path / "folder", pixels(30))
     images = open_folder(folder, "required")
-    stay, held_out = images.split(7, seed=3)
+    stay, held_out = images.split(7, seed=3, stratified=False)
     expected = datasets.Dataset.from_dict({"number": range(30)}).train_test_split(test_size=7, seed=3)
     names = [stored.name for stored in images]
     for part, numbers in ((stay, expected["train"]["number"]), (held_out, expected["test"]["number"])):
@@ -204,20 +212,101 @@ def test_a_split_is_that_of_datasets(tmp_path):
         assert part.labels.tolist() == images.labels[list(numbers)].tolist()
 
 
+@pytest.mark.parametrize("counts", [[3] * 40, [1, 2, 50, 7], [100, 20], [1, 1, 1, 30]])
+@pytest.mark.parametrize("part", [0.05, 0.2, 0.5])
+def test_the_same_part_of_every_class_is_held_out_and_never_all_of_one(counts, part):
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+    images = dataclasses.replace(open_images(pixels(len(labels), size=1), "optional"), labels=labels)
+    held = set()
+    for seed in range(20):
+        stay, held_out = images.split(int(part * len(labels)), seed)
+        assert len(held_out) == int(part * len(labels)) and len(stay) + len(held_out) == len(labels)
+        kept = np.bincount(stay.labels, minlength=len(counts))
+        assert (kept >= 1).all()
+        if min(counts) > 1:  # or else the others give what one of one image cannot
+            assert (abs((np.array(counts) - kept) - part * np.array(counts)) <= 1.5).all()
+        held.add(tuple(np.flatnonzero(held_out.labels == 0)))
+    assert len(held) > 1 or counts[0] == 1
+    with pytest.raises(InputError, match="needs at least one to train on"):
+        images.split(len(labels) - 1, 0)
+
+
+def test_a_fingerprint_tells_other_images_wherever_they_lie(tmp_path):
+    images = open_folder(save_folder(tmp_path / "a", pixels(9)), "required")
+    again = open_folder(save_folder(tmp_path / "elsewhere" / "b", pixels(9)), "required")
+    assert images.fingerprint() == again.fingerprint()
+    array, loaded = open_images(pixels(9)), open_images(save_npz(tmp_path / "a.npz", pixels(9)))
+    assert array.fingerprint() == loaded.fingerprint()
+    changed = pixels(9)
+    changed[4, 0, 0, 0] ^= 1
+    others = [
+        open_folder(save_folder(tmp_path / "c", changed), "required"),
+        open_folder(save_folder(tmp_path / "d", pixels(8)), "required"),
+        dataclasses.replace(again, labels=again.labels[::-1]),
+        again.select(range(9)[::-1]),
+        open_images(changed),
+    ]
+    assert len({other.fingerprint() for other in [images, array, *others]}) == 7
+
+
+def test_a_set_of_the_same_classes_in_another_order(tmp_path):
+    images = open_folder(save_folder(tmp_path / "a", pixels(6)), "required")
+    assert in_class_order(images, None, ["0", "1"]) is images
+    ordered = in_class_order(images, None, ["02", "00", "01"], ["0", "1", "2"])
+    assert ordered.class_names == ["02", "00", "01"] and ordered.labels.tolist() == [1, 1, 2, 2, 0, 0]
+
+
 # ------------------------------------------------------------------------------------------------------------ bad images
+
+
+def test_pictures_that_come_out_constant_are_warned_of(tmp_path):
+    save_image(tmp_path / "black.png", np.zeros((8, 8, 3), dtype=np.uint8))
+    save_image(tmp_path / "other.png", pixels(1)[0])
+    for look in (find_bad_images, lambda images: list(images.batches(2))):
+        with pytest.warns(UserWarning, match="1 of 2 images of .* one single colour .*black.png.*--image_range"):
+            look(open_images(tmp_path))
+
+
+def test_a_range_of_values_is_that_of_every_source(tmp_path):
+    whole = pixels(3, channels=1)
+    floats = (whole.astype(np.float32) / 255) * 2 - 1
+    for number, image in enumerate(floats):
+        Image.fromarray(image[..., 0]).save(tmp_path / f"{number}.tif")
+    features = datasets.Features({"image": datasets.Array2D((8, 8), "float32")})
+    rows = datasets.Dataset.from_dict({"image": floats[..., 0]}, features=features)
+    sources = [
+        (tmp_path, {}),
+        (floats, {}),
+        (save_npz(tmp_path / "a.npz", floats), {}),
+        (rows, {"image_column": "image"}),
+    ]
+    for source, options in sources:
+        images = open_images(source, image_range=(-1, 1), **options)
+        assert np.array_equal([np.asarray(stored.load(1))[..., None] for stored in images], whole)
+    for source, _ in sources[:3]:
+        assert np.array_equal(all_images(source, image_range=(-1, 1)), whole)
+
+
+def test_parts_that_look_at_images_see_each_once(tmp_path):
+    folder = save_folder(tmp_path / "folder", pixels(7))
+    (folder / "0" / "notes").write_text("not an image")
+    images = open_folder(folder, "required")
+    found = [check_images(images, part=part, num_parts=3).faults for part in range(3)]
+    assert sorted(index for faults in found for index in faults) == sorted(find_bad_images(images))
+    assert sum(map(len, found)) == 1
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_bad_images_are_found_and_left_out(tmp_path, capsys, num_workers):
     folder = save_folder(tmp_path / "folder", pixels(9))
-    (folder / "0" / "notes.txt").write_text("not an image")
+    (folder / "0" / "notes.png").write_text("not an image")
     file = folder / "2" / "deep" / "00002.png"
     file.write_bytes(file.read_bytes()[:60])
     images = open_folder(folder, "required")
     faults = find_bad_images(images, num_workers)
-    assert [images[index].name for index in faults] == [str(folder / "0" / "notes.txt"), str(file)]
+    assert [images[index].name for index in faults] == [str(folder / "0" / "notes.png"), str(file)]
     assert list(faults.values())[0] == "not an image" and list(faults.values())[1].startswith("damaged: ")
-    with pytest.raises(InputError, match="^2 of 10 images cannot be read: .*notes.txt .not an image.*; .*00002.png "):
+    with pytest.raises(InputError, match="^2 of 10 images cannot be read: .*notes.png .not an image.*; .*00002.png "):
         readable_images(images)
     good = readable_images(images, skip_bad_images=True)
     assert len(good) == 8 and "Skipped 2 of 10 images" in capsys.readouterr().out
@@ -234,7 +323,7 @@ def test_bad_images_are_found_and_left_out(tmp_path, capsys, num_workers):
         ("nowhere/at/all.npz", "There is no file or folder nowhere/at/all.npz: pass an .npz or a folder of images."),
         (["nowhere/a.tar", "nowhere/b.parquet"], "There is no file nowhere/a.tar."),
         ([pixels(1)], "A set of images must be an array, a path or a dataset, got list"),
-        (pixels(3) / 255, "The array is of dtype float64: images must be uint8, in 0..255."),
+        (pixels(3) / 255, "The array is of dtype float64: images are uint8, in 0..255, unless --image_range"),
     ],
 )
 def test_sources_that_cannot_be_meant(source, said):

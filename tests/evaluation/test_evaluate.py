@@ -187,6 +187,75 @@ def test_statistics_of_samples(command, files):
     )
 
 
+def test_statistics_that_say_what_made_them(command, files):
+    """Written beside a report, they take the images' place; those of another extractor or size are refused."""
+    kept = files / "kept" / "statistics.npz"
+    command(files / "samples.npz", files / "reference.npz", "--save_statistics", kept)
+    expected = json.loads((files / "report" / "report.json").read_text())
+    command(files / "samples.npz", kept, "--resolution", 8)
+    report = json.loads((files / "report" / "report.json").read_text())
+    for name in ("fid", "sfid", "inception_score"):
+        assert report["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-6)
+    assert report["metrics"]["precision"] is None
+    assert report["reference"] == {**expected["reference"], "source": str(kept)}
+    assert any("Of the reference there are 40 images" in warning for warning in report["warnings"])
+    with np.load(kept) as arrays:  # without pickles, and as others read statistics
+        made_by = json.loads(str(arrays["made_by"]))
+        assert arrays["mu"].shape == (6,) and arrays["sigma_s"].shape == (16, 16)
+    assert (made_by["extractor"], made_by["extractor_hash"], made_by["num_images"]) == ("thumbnails", "1", 40)
+    assert made_by["diffusers_cg"] and made_by["source"] == str(files / "reference.npz")
+    assert os.listdir(kept.parent) == [kept.name]
+
+    before = Thumbnails.calls
+    for refused, said in (
+        ({"extractor": "tiny_extractor:mean_colors"}, "measure both with one extractor"),
+        ({"argv": ("--resolution", 4)}, "statistics of images of 8x8, not of 4x4"),
+        ({"samples": kept, "argv": ("--resolution", 8)}, "--resolution is for images"),
+    ):
+        refused = {"samples": files / "samples.npz", "extractor": "tiny_extractor:Thumbnails", "argv": (), **refused}
+        said_now = command(refused["samples"], kept, *refused["argv"], extractor=refused["extractor"], status=2)
+        assert said in said_now
+    assert Thumbnails.calls == before
+    for text in ("[]", "{", json.dumps({**made_by, "shape": 3})):
+        bad = save_npz(files / "bad.npz", mu=np.zeros(6), sigma=np.eye(6), made_by=text)
+        assert "does not say what made the statistics" in command(files / "samples.npz", bad, status=2)
+    unknown = save_statistics(files / "unknown.npz", REFERENCE, "pool")
+    said = command(files / "samples.npz", unknown, "--save_statistics", kept, status=2)
+    assert "does not say what made its statistics" in said
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_every_kind_are_resized_alike(files, channels):
+    images = pixels(5, size=9, channels=channels)
+    folder = save_folder(files / "folder", images[[0, 2, 4, 1, 3]])  # which is read folder by folder
+    sets = [images, save_npz(files / "images.npz", images, mu=np.zeros(3), sigma=np.eye(3)), folder]
+    opened = [open_images(source, resolution=6) for source in sets]
+    arrays = [np.concatenate(list(each.batches(2))) for each in opened]
+    assert {each.shape for each in opened} == {(5, 6, 6, channels)}
+    assert not np.array_equal(arrays[0], images[:, :6, :6])
+    for array in arrays[1:]:
+        np.testing.assert_array_equal(array, arrays[0])
+    assert not opened[1].statistics  # which are those of the images as they are stored
+    assert open_images(sets[1], resolution=9).statistics
+
+
+def test_each_side_has_its_split_and_its_column(command, files):
+    datasets = pytest.importorskip("datasets")
+    for name, column, split, images in (("a", "img", "one", SAMPLES), ("b", "picture", "two", REFERENCE)):
+        rows = [{column: Image.fromarray(image)} for image in images]
+        features = datasets.Features({column: datasets.Image(), "other": datasets.Image()})
+        rows = datasets.Dataset.from_list([row | {"other": None} for row in rows], features=features)
+        (files / name).mkdir()
+        rows.to_parquet(files / name / f"{split}-00000-of-00001.parquet")
+    own = ["--samples_split", "train", "--samples_image_column", "img", "--reference_image_column", "picture"]
+    command(files / "a", files / "b", *own, "--split", "train")
+    report = json.loads((files / "report" / "report.json").read_text())
+    assert report["metrics"] == pytest.approx(evaluate(SAMPLES, REFERENCE, Thumbnails()).metrics, rel=1e-6)
+    command(files / "a", files / "reference.npz", "--image_column", "img")
+    said = command(files / "a", files / "reference.npz", *own, status=2)
+    assert f"--reference_image_column is for datasets, and {files / 'reference.npz'} is none" in said
+
+
 def test_a_reference_measured_once_serves_many_samples(files):
     reference = measure(REFERENCE, Thumbnails())
     before = Thumbnails.calls
@@ -354,7 +423,7 @@ BAD_SETS = {
     "{path} is no .npz, or is truncated or damaged (": truncated,
     "{path} is no .npz, or is truncated or damaged (Bad CRC-32": damaged,
     "{path} has no array arr_0 of images, only images.": lambda path: save_npz(path, images=SAMPLES),
-    "arr_0 of {path} is of dtype float64: images must be uint8": lambda path: save_npz(path, SAMPLES * np.nan),
+    "arr_0 of {path} is of dtype float64: images are uint8": lambda path: save_npz(path, SAMPLES * np.nan),
     "arr_0 of {path} has the shape (30, 3, 8, 8): images must be (N, H, W, C) with 1 or 3 channels. Move the": (
         lambda path: save_npz(path, np.ascontiguousarray(SAMPLES.transpose(0, 3, 1, 2)))
     ),
@@ -370,8 +439,8 @@ BAD_SETS = {
 @pytest.mark.parametrize(
     ("images", "error", "said"),
     [
-        (np.full((5, 8, 8, 3), np.nan), ValueError, "The array is of dtype float64: images must be uint8, in 0..255."),
-        (SAMPLES.astype(np.int64), ValueError, "The array is of dtype int64: images must be uint8, in 0..255."),
+        (np.full((5, 8, 8, 3), np.nan), ValueError, "The array is of dtype float64: images are uint8, in 0..255"),
+        (SAMPLES.astype(np.int64), ValueError, "The array is of dtype int64: images are uint8, in 0..255"),
         (
             SAMPLES.transpose(0, 3, 1, 2),
             ValueError,
@@ -430,7 +499,7 @@ def test_bad_extractors(command, files, extractor, said):
         ([], "no_such_module:features", "there is no module no_such_module."),
         ([], "thumbnails", "`extractor` must be inception or module:function, got 'thumbnails'."),
         (["--inception_weights", "x"], "tiny_extractor:nan", "--inception_weights is for the extractor inception"),
-        (["--split", "train"], "tiny_extractor:nan", "--split, --config_name and --image_column are for datasets"),
+        (["--split", "train"], "tiny_extractor:nan", "--split is for datasets"),
         (["--batch_size", 0], "tiny_extractor:nan", "--batch_size: must be greater than 0, got 0"),
     ],
 )

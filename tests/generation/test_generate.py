@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 from processes import Signal, run_function
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -23,8 +24,10 @@ from diffusers_cg import (
     ClassifierGuidedDDPMPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )
+from diffusers_cg.data import open_folder
 from diffusers_cg.errors import InputError
 from diffusers_cg.generation import (
+    BESIDE_SAMPLES,
     ImageToDraw,
     SampleFolder,
     SavedPipeline,
@@ -212,6 +215,26 @@ def test_all_classes_take_turns_by_default(generate, tmp_path):
     assert list(pixels(tmp_path / "out")) == [
         *("0/00000.png", "0/00001.png", "1/00000.png", "1/00001.png", "2/00000.png", "3/00000.png", "4/00000.png")
     ]
+
+
+def test_folders_of_more_than_ten_classes_have_leading_zeros(saved, tmp_path):
+    """So names in sorted order are labels in order; a folder begun without is continued without."""
+    pipe = ClassifierGuidedDDPMPipeline(
+        tiny.unet(num_class_embeds=12, **LOW), DDPMScheduler(variance_type="learned_range")
+    )
+    pipe.save_pretrained(tmp_path / "twelve")
+    base = SavedPipeline(str(tmp_path / "twelve"), num_inference_steps=2)
+    generate_to_folder(tmp_path / "out", base, num_samples=2, classes=[2, 10])
+    assert list(pixels(tmp_path / "out")) == ["02/00000.png", "10/00000.png"]
+    images = open_folder(tmp_path / "out", "required", num_classes=12, leave_out=BESIDE_SAMPLES)
+    assert images.labels.tolist() == [2, 10]
+
+    (tmp_path / "out" / "02").rename(tmp_path / "out" / "2")
+    settings = json.loads((tmp_path / "out" / "sampling.json").read_text())
+    del settings["class_digits"]
+    (tmp_path / "out" / "sampling.json").write_text(json.dumps(settings))
+    generate_to_folder(tmp_path / "out", base, num_samples=4, classes=[2, 10])
+    assert sorted(pixels(tmp_path / "out")) == ["10/00000.png", "10/00001.png", "2/00000.png", "2/00001.png"]
 
 
 def test_random_classes(generate, tmp_path):
@@ -408,6 +431,11 @@ def test_refuses_to_go_on_with_other_settings(generate, tmp_path, model, changed
 
 
 def test_only_a_folder_of_samples_is_written_to(generate, tmp_path):
+    for content in (b"[]", b"null", b"{", b"\xff"):
+        (tmp_path / "listed").mkdir(exist_ok=True)
+        (tmp_path / "listed" / "sampling.json").write_bytes(content)
+        with pytest.raises(InputError, match=r"listed/sampling\.json"):
+            generate(output="listed", num_samples=1)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("precious")
     with pytest.raises(InputError, match=r"mine holds something else than samples \(it has no sampling.json\)"):

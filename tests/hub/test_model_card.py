@@ -1,6 +1,7 @@
 """Cards: what they say, that the Hub takes them, that their code runs, and that people may edit them."""
 
 import json
+import os
 import re
 import warnings
 from dataclasses import replace
@@ -79,6 +80,47 @@ def test_what_a_card_says(card, tmp_path):
     assert "--resolution 64" in said["training"]
     assert "| FID | 12.3457 |" in said["evaluation"] and "Few samples." in said["evaluation"]
     assert "bias" in said["limits"] and "Guidance trades" in said["limits"]
+
+
+HOSTILE = [
+    *(
+        "| a *b* <script>alert(1)</script>",
+        r"back\slash \| `code` [x](y) $z$",
+        "two\nlines\n---\n# head",
+        "---",
+        ": yes",
+    ),
+    *("_a_ b_c ~~d~~ &amp;", "x" * 3000, "\N{OWL} \N{HEBREW LETTER ALEF}\u202e", "<!-- diffusers-cg: end classes -->"),
+    os.fsdecode(b"caf\xe9"),
+]
+
+
+@pytest.mark.parametrize("names", [HOSTILE[:5], HOSTILE[5:]], ids=["markup", "characters"])
+def test_whatever_users_write_reads_as_they_wrote_it(card, tmp_path, names):
+    """Rendered, a class's cell holds its name alone; and what is pushed again is found again."""
+    markdown = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table").enable("strikethrough")
+    run = {**{name: name for name in names}, "arguments": ["--class_names", *names, "```\n# head"]}
+    (tmp_path / "training.json").write_text(json.dumps({"unet": run}))
+    facts = SetFacts(f"/x/{HOSTILE[0]}"), SetFacts(HOSTILE[2])
+    replace(REPORT, samples=facts[0], reference=facts[1], extractor="|a:<b>", warnings=HOSTILE[:4]).save(tmp_path)
+    save(tmp_path, conditional=True, class_names=names)
+    first = card("--base_model", "me/: yes", "--datasets", *HOSTILE[:5])
+    first.validate()
+    assert first.data.base_model == "me/: yes" and first.data.datasets == HOSTILE[:5]
+    assert {result.dataset_name for result in first.data.eval_results} == {"two\nlines\n---\n# head"}
+    assert card().content == first.content
+    tokens = markdown.parse(first.text)
+    plain = [
+        "".join(part.content for part in token.children if part.type not in ("html_inline", "softbreak"))
+        for token in tokens
+        if token.type == "inline"
+    ]
+    assert not [part for token in tokens for part in token.children or () if part.type == "html_inline"]
+    for name in names:
+        assert " ".join(name.split()).encode("utf-8", "backslashreplace").decode() in plain
+    heads = [tokens[at + 1].content for at, token in enumerate(tokens) if token.type == "heading_open"]
+    assert heads == ["model", "Use", "Classes", "Training", "unet", "Evaluation", "Intended use and limits"]
+    compile(snippets(first)[0], "snippet", "exec")
 
 
 def test_what_is_not_known_is_left_out(card, tmp_path):

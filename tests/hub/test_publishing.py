@@ -1,8 +1,10 @@
 """Models on the Hub: pushed whole or not at all, and loaded by other processes."""
 
+import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from diffusers_cg import (
     ClassifierGuidedDDPMPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )
+from diffusers_cg.hub.standalone_code import gather_code
 
 
 SITE_PACKAGES = Path(torch.__file__).parents[1]
@@ -138,7 +141,7 @@ def test_private_ones_are_for_those_with_a_token(hub, push, folder, monkeypatch)
 
 
 @pytest.mark.parametrize("without_the_package", [True, False])
-def test_with_code_diffusers_is_enough(hub, push, folder, elsewhere, without_the_package):
+def test_with_code_diffusers_is_enough(hub, push, folder, elsewhere, tmp_path, without_the_package):
     push(folder, "me/model", "--with_code")
     assert set(hub.files("me/model")) == FILES | {"pipeline.py", "diffusers_cg_code.py"}
     expected = draw(ClassifierGuidedDDPMPipeline.from_pretrained(folder))
@@ -150,9 +153,13 @@ def test_with_code_diffusers_is_enough(hub, push, folder, elsewhere, without_the
             "from diffusers import DiffusionPipeline\n"
             "pipe = DiffusionPipeline.from_pretrained('me/model', custom_pipeline='me/model', trust_remote_code=True)\n"
             "assert not [name for name in sys.modules if name.startswith('diffusers_cg')]\n"
+            f"pipe.save_pretrained({str(tmp_path / 'again')!r})\n"
+            f"pipe = DiffusionPipeline.from_pretrained({str(tmp_path / 'again')!r}, custom_pipeline='me/model', "
+            "trust_remote_code=True)\n"
             f"images = pipe(**{DRAW}, generator=torch.manual_seed(0)).images",
             "-S",
         )
+        assert np.array_equal(draw(ClassifierGuidedDDPMPipeline.from_pretrained(tmp_path / "again")), expected)
     else:  # and those who have the package need not trust anyone, whatever they loaded before
         from_code = DiffusionPipeline.from_pretrained("me/model", custom_pipeline="me/model", trust_remote_code=True)
         assert type(from_code) is ClassifierGuidedDDPMPipeline
@@ -160,6 +167,26 @@ def test_with_code_diffusers_is_enough(hub, push, folder, elsewhere, without_the
         assert type(loaded.unet).__module__.startswith("diffusers_cg.")
         images = draw(loaded)
     assert np.array_equal(images, expected)
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["from cmath import sqrt", "import math as sqrt", "def sqrt(x):\n    return x", "sqrt = 3"],
+    ids=["import", "module", "function", "value"],
+)
+def test_a_name_of_two_things_is_not_gathered(tmp_path, monkeypatch, other):
+    monkeypatch.syspath_prepend(tmp_path)
+    uses = "\n\n\nclass {}:\n    def f(self):\n        return sqrt\n"
+    for name, source in (("first", "from math import sqrt"), ("same", "from math import sqrt"), ("other", other)):
+        (tmp_path / f"{name}_module.py").write_text(source + uses.format(name.title()))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    first, same, other = (
+        getattr(importlib.import_module(f"{name}_module"), name.title()) for name in ("first", "same", "other")
+    )
+    assert gather_code([first, same]).count("from math import sqrt") == 1
+    for pair in ([first, other], [other, first]):
+        with pytest.raises(RuntimeError, match="sqrt is not the same in"):
+            gather_code(pair)
 
 
 def test_code_is_not_run_unasked(hub, push, folder):
@@ -243,6 +270,44 @@ def test_a_push_that_fails_publishes_nothing(hub, push, folder, tmp_path, monkey
     assert ClassifierGuidedDDPMPipeline.from_pretrained("me/model").unet.config.base_channels == 24
 
 
+ASK = "Access to model me/model is restricted. Visit https://huggingface.co/me/model to ask for access."
+REFUSALS = {
+    "gated": (403, ASK, "GatedRepo", r"Visit https://huggingface\.co/me/model to ask for access"),
+    "gated, without a token": (401, ASK, "GatedRepo", r"Visit .* to ask for access.*hf auth login"),
+    "disabled": (403, "Access to this resource is disabled.", None, "Access to this resource is disabled"),
+    "too often": (429, "3 requests in 5 minutes", None, "too many requests.*3 requests in 5 minutes.*try again later"),
+    "failing": (503, "Maintenance", None, "fails at the moment.*503.*Maintenance"),
+    "not for this token": (403, "Lacks the scope", None, "Lacks the scope.*a token that may (read|write)"),
+    "no such commit": (404, "Invalid rev id: x", "RevisionNotFound", "no such revision.*Invalid rev id: x"),
+    "quota": (402, "The storage is full", None, "no room.*The storage is full"),
+    "anything else": (418, "I am a teapot", None, "418.*I am a teapot"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_the_hub_says_against_it_reaches_who_asked(hub, push, folder, tmp_path, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    status, message, code, said = REFUSALS[name]
+    hub.put("me/model", {"model_index.json": b"{}"})
+    for path in ("/api/models/", "/resolve/"):
+        hub.failures[:] = [Failure("GET|HEAD", path, status, message, code=code)]
+        result = run_here("sample", "--model", "me/model", "--output", tmp_path / "out")
+        assert result.status == 2
+        is_one_sentence(result.output, said)
+        assert "There is no repository" not in result.output
+    hub.failures[:] = [Failure("GET|HEAD|POST", ".", status, message, code=code)]
+    is_one_sentence(push(folder, status=2), f"{said}.*; nothing was published to me/model")
+
+
+def test_offline_on_purpose(hub, push, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = run_here("sample", "--model", "me/model", "--output", tmp_path / "out")
+    assert result.status == 2
+    is_one_sentence(result.output, "HF_HUB_OFFLINE")
+    is_one_sentence(push(folder, status=2), "HF_HUB_OFFLINE.*; nothing was published")
+    assert not hub.requests
+
+
 def test_without_a_token(hub, push, folder, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     is_one_sentence(push(folder, status=2), "asks who you are.*hf auth login")
@@ -323,6 +388,37 @@ def test_sampling_from_a_repository_without_our_components(hub, tmp_path, files,
     assert result.status == 2
     is_one_sentence(result.output, said)
     assert not (tmp_path / "out").exists()
+
+
+NO_OBJECTS = [b"[]", b"3", b'"x"', b"null", b"{", b"", b"\xff\xfe", b"[" * 100_000]
+BAD_FILES = {
+    "training.json": [*NO_OBJECTS, b'{"unet": 3}', b'{"unet": {"arguments": "x"}}', b'{"unet": {"arguments": [1]}}'],
+    "report.json": [*NO_OBJECTS, b"{}", b'{"metrics": []}'],
+    "model_index.json": [*NO_OBJECTS, b"{}", b'{"_class_name": 3}'],
+    "unet/config.json": NO_OBJECTS,
+    "scheduler/scheduler_config.json": [*NO_OBJECTS, b'{"beta_schedule": "banana"}'],
+    "README.md": [
+        b"\xff",
+        b"---\n: : :\n---\n",
+        b"---\n- a\n---\n",
+        b"---\nmodel-index: 3\n---\n",
+        b"---\ntags: 3\n---\n",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_files_that_hold_something_else(hub, push, folder, tmp_path, name):
+    shutil.copytree(folder, tmp_path / "model")
+    file = tmp_path / "model" / name
+    for content in BAD_FILES[name]:
+        file.write_bytes(content)
+        is_one_sentence(push(tmp_path / "model", status=2), re.escape(str(file if content in NO_OBJECTS else "")))
+        if "_index" in name or "_config" in name or "/config" in name:
+            result = run_here("sample", "--model", tmp_path / "model", "--output", tmp_path / "out")
+            assert result.status == 2
+            is_one_sentence(result.output, re.escape(str(tmp_path / "model")))
+    assert not any(path.endswith("commit/main") for path in hub.requests)
 
 
 def test_training_folders_are_published_without_their_checkpoints(hub, push, tmp_path):

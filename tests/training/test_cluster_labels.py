@@ -12,7 +12,6 @@ from processes import run_command
 
 from diffusers_cg.data import open_folder
 from diffusers_cg.data.files import list_files
-from diffusers_cg.data.sources import class_folders
 from diffusers_cg.errors import InputError
 from diffusers_cg.training.cluster_labels import (
     ClusterSettings,
@@ -25,6 +24,10 @@ from diffusers_cg.training.cluster_labels import (
 
 
 PIXELS = FeatureSettings("pixels", pixels_size=16)
+
+
+def class_folders(folder):
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir())
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +271,7 @@ def test_images_that_do_not_differ():
 
 def test_bad_images_are_named_or_skipped(cluster, unlabelled, tmp_path):
     images = Path(shutil.copytree(unlabelled, tmp_path / "images"))
-    (images / "notes.txt").write_text("not an image")
+    (images / "notes").write_text("not an image")
     said = cluster(tmp_path / "labelled", status=2, image_dir=images)
     assert "1 of 37 images cannot be read" in said and "--skip_bad_images" in said
     said = cluster(tmp_path / "labelled", image_dir=images, skip_bad_images=True)

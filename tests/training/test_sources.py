@@ -1,6 +1,7 @@
 """Images by dataset name, from Parquet and from webdataset shards, at once or streamed."""
 
 import io
+import shutil
 import signal
 import tarfile
 from itertools import islice
@@ -14,7 +15,7 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 from PIL import Image
-from processes import Signal
+from processes import Signal, run_here
 
 from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.data import open_images
@@ -43,6 +44,8 @@ SETTINGS = {  # of images, by default
     "label_column": None,
     "class_names": None,
     "num_classes": None,
+    "class_from_file_name": False,
+    "image_range": None,
     "streaming": False,
     "cache_dir": None,
     "dataloader_num_workers": 0,
@@ -373,7 +376,7 @@ def test_a_row_without_an_image(images, root):
     (root / "hole").mkdir()
     datasets.Dataset.from_dict(content, features=features).to_parquet(root / "hole" / "train.parquet")
     with pytest.raises(
-        InputError, match=r"^1 of 3 images cannot be read: image 1 of .*/hole, split train \(not an image\)"
+        InputError, match=r"^1 of 3 images cannot be read: image 1 of .*/hole, split train \(there is no image"
     ):
         images(dataset_name=root / "hole")
 
@@ -391,7 +394,7 @@ COLUMNS = r"picture \(binary\), kind \(int64\), colour \(string\)"
         ({"image_column": "picture"}, r"Pass --label_column to say which column to take, of " + COLUMNS),
         (
             {"image_column": "picture", "label_column": "colour"},
-            r"The labels in column colour are not whole numbers: the dataset has " + COLUMNS,
+            "There is one class only in Column colour: guidance needs at least two",
         ),
         ({"image_column": "kind", "label_column": "kind"}, r"cannot be read: .*"),
         (
@@ -555,3 +558,15 @@ def test_a_conditional_unet_and_a_classifier_need_labels(train, few_digits, tmp_
     empty.mkdir()
     ended = train("train_unet", status=2, train_data_dir=empty, output_dir=tmp_path, class_conditional=False)
     assert f"error: {empty} holds no images." in ended.output
+
+
+def test_every_command_that_reads_images_says_what_it_left_out(train, few_digits, tmp_path):
+    data = Path(shutil.copytree(few_digits, tmp_path / "data"))
+    (data / "1" / "0.txt").write_text("a caption")
+    said = f"{data}: 36 images"
+    for name in ("train_unet", "train_classifier"):
+        ended = train(name, train_data_dir=data, output_dir=tmp_path / name, max_train_steps=1)
+        assert said in ended.output and "left out: 1 .txt" in ended.output
+    flags = ["--reference", data, "--output", tmp_path / "report", "--extractor", "tiny_extractor:Thumbnails"]
+    output = run_here("evaluate", data, *flags).output
+    assert said in output and "left out: 1 .txt" in output

@@ -1,5 +1,6 @@
 """What the training commands refuse: exit status 2, one sentence, no traceback, nothing written."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_class_without_images(refusal, folder):
 def spoil(folder):
     """One file that is no image, and one of each format that ends too early."""
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    bad = [folder / "0" / "notes.txt", folder / "0" / "empty.png"]
+    bad = [folder / "0" / "notes", folder / "0" / "empty.png"]
     bad[0].write_text("not an image")
     bad[1].touch()
     for suffix in ("png", "jpg", "tif"):
@@ -94,7 +95,7 @@ def test_every_kind_of_bad_file_is_named_with_its_fault(refusal, folder):
         path.write_bytes(content)
         said = refusal("train_unet", train_data_dir=folder)
         assert said.startswith("1 of 37 images cannot be read: ")
-        fault = "not an image" if path.suffix == ".txt" or path.name == "empty.png" else "damaged: "
+        fault = "not an image" if path.name in ("notes", "empty.png") else "damaged: "
         assert f"{path} ({fault}" in said
         assert "--skip_bad_images" in said
         path.unlink()
@@ -132,7 +133,7 @@ def test_bad_file_met_in_the_middle_is_named(refusal, folder, num_workers):
 def test_validation_folder_of_other_classes(refusal, folder):
     (folder / "2").rename(folder / "two")
     said = refusal("train_classifier", validation_data_dir=folder)
-    assert said == f"{folder} and the training images do not hold the same classes."
+    assert said == (f"{folder} has classes that are none of the 3 known ones (0, 1, 2): two (the nearest is 2).")
 
 
 @pytest.mark.parametrize("fraction", [0.001, 1.0, -0.5, "nan"])
@@ -275,6 +276,29 @@ def test_resume_with_classes_of_other_names(refusal, stopped, folder):
     (folder / "2").rename(folder / "two")
     said = refusal("train_unet", train_data_dir=folder, resume_from_checkpoint=stopped / "checkpoint-1")
     assert "class_names=['0', '1', '2'], now it is ['0', '1', 'two']: the two cannot be joined" in said
+
+
+def test_resume_on_other_images(refusal, train, stopped, folder, tmp_path):
+    other = sorted((folder / "1").glob("*.png"))
+    for file, content in zip(other, [file.read_bytes() for file in other[::-1]]):
+        file.write_bytes(content)  # as many, of the same classes
+    flags = {"train_data_dir": folder, "resume_from_checkpoint": stopped / "checkpoint-1"}
+    said = refusal("train_unet", **flags)
+    assert "was trained on other images than these" in said and "--allow_other_images" in said
+    for meant in (other[0].unlink, lambda: None):
+        ended = train("train_unet", output_dir=tmp_path / "output", allow_other_images=True, **flags)
+        assert "Resumed from" in ended.output
+        meant()
+
+
+def test_resume_with_the_same_classes_written_otherwise(train, stopped, folder, few_digits, tmp_path):
+    """The folder lies elsewhere, and its names have leading zeros now."""
+    for name in "012":
+        (folder / name).rename(folder / f"0{name}")
+    flags = {"train_data_dir": folder, "resume_from_checkpoint": stopped / "checkpoint-1", "max_train_steps": 2}
+    train("train_unet", output_dir=tmp_path / "output", **flags)
+    config = json.loads((tmp_path / "output" / "unet" / "config.json").read_text())
+    assert config["class_names"] == ["0", "1", "2"]
 
 
 def test_resume_a_classifier_from_a_unet(refusal, stopped):
