@@ -259,6 +259,11 @@ def _choose_levels(
         choices = {number: levels for number, levels in choices.items() if number == layers_per_block}
     if sample_size is not None and coarsest_side is not None:
         sides = {number: coarsest_side * 2 ** (len(levels) - 1) for number, levels in choices.items()}
+        if choices and sample_size not in sides.values():
+            raise InputError(
+                f"This classifier's attention pooling reads images of {' or '.join(map(str, sorted(set(sides.values()))))}, "
+                f"not of sample_size={sample_size}: leave that out."
+            )
         choices = {number: levels for number, levels in choices.items() if sides[number] == sample_size}
     if len(choices) > 1:
         raise InputError(

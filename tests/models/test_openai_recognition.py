@@ -247,6 +247,8 @@ def test_attention_pooling_tells_the_image_size():
     facts = {**reference_facts(case["flags"]), "sample_size": None}
     classifier = NoisyClassifierModel.from_single_file(rule_state_dict(case["shapes"]), **facts)
     assert classifier.config.sample_size == 16
+    with pytest.raises(InputError, match="reads images of 16, not of sample_size=32: leave that out"):
+        NoisyClassifierModel.from_single_file(rule_state_dict(case["shapes"]), **{**facts, "sample_size": 32})
     expected = reference_classifier("attention")(FORWARD["x"], FORWARD["t"]).logits
     assert torch.equal(classifier(FORWARD["x"], FORWARD["t"]).logits, expected)
 
