@@ -17,6 +17,7 @@ MANIFESTS = {path.stem: json.loads(path.read_text()) for path in sorted((DATA / 
 FORWARD = load_file(DATA / "forward.safetensors")
 SAMPLERS = load_file(DATA / "samplers.safetensors")
 LOSSES = load_file(DATA / "losses.safetensors")
+COMMUNITY_LAYOUTS = json.loads((DATA / "community.json").read_text())
 COMMUNITY_CASES = json.loads((DATA / "community_cases.json").read_text())
 COMMUNITY = load_file(DATA / "community.safetensors")
 TIMESTEPS = json.loads((DATA / "timesteps.json").read_text())
@@ -40,6 +41,18 @@ def rule_state_dict(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
 def on_meta(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
     """A state dictionary without memory."""
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def save_shapes(path: Path, shapes: dict[str, list[int]], wrap=lambda state_dict: state_dict) -> Path:
+    """A file of these names and shapes in which every tensor is one zero, so that it is small.
+
+    Args:
+        path (`Path`): Where.
+        shapes (`dict`): By name.
+        wrap (callable): What to make of the state dictionary before it is written.
+    """
+    torch.save(wrap({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}), path)
+    return path
 
 
 def reference_facts(flags: dict) -> dict:

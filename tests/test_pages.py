@@ -1,17 +1,14 @@
 """What README and docs/ show is what works: their Python runs, and the flags, numbers and links that they name exist."""
 
 import importlib
-import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 import torch
-from reference import DATA
 
 from diffusers_cg import DIGITS, ClassifierGuidedDDPMPipeline
-from diffusers_cg.models.presets import PRESETS
 from diffusers_cg_cli import COMMANDS as CLI_COMMANDS
 from diffusers_cg_cli.settings import parse
 
@@ -78,32 +75,6 @@ def test_commands_parse(command):
     (start,) = [number for number, word in enumerate(words) if word in ("diffusers-cg", "diffusers_cg")]
     settings_class, _ = CLI_COMMANDS[words[start + 1]]
     parse(settings_class, words[start + 2 :])
-
-
-def test_the_table_of_checkpoints_is_the_code_s():
-    """Parameters are those of the released files, and what is said of each is what the presets say."""
-    table = (ROOT / "docs" / "checkpoints.md").read_text()
-    rows = re.findall(
-        r"^\| (`[^|]+`) \| ([\d,]+) \|([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)\|([^|]*)\|$", table, flags=re.MULTILINE
-    )
-    stated = {
-        name: [cell.strip() for cell in cells] for names, *cells in rows for name in re.findall(r"`(\w+)`", names)
-    }
-    assert stated.keys() == PRESETS.keys()
-    for name, (parameters, kind, schedule, steps, ddpm_scale, ddim_scale) in stated.items():
-        preset = PRESETS[name]
-        manifest = json.loads((DATA / "manifests" / f"{name}.json").read_text())
-        assert int(parameters.replace(",", "")) == manifest["parameters"]
-        classes = preset.architecture.get("num_class_embeds", preset.architecture.get("num_classes"))
-        assert kind.endswith("1,000 classes" if classes else "unconditional"), name
-        assert (preset.low_res_size is not None) == kind.startswith("upsampling")
-        if preset.kind == "classifier":
-            continue
-        assert schedule == {"linear": "linear", "squaredcos_cap_v2": "cosine"}[preset.beta_schedule]
-        assert int(steps) == preset.ddpm_num_inference_steps
-        if ddpm_scale != "no classifier":
-            assert float(ddpm_scale) == preset.ddpm_classifier_scale
-            assert float(ddim_scale.split()[0]) == preset.ddim_classifier_scale
 
 
 @pytest.mark.parametrize("page", [*PAGES, "benchmarks/README.md"])

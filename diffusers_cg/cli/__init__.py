@@ -1,21 +1,22 @@
 """The command `diffusers-cg`: thin; what it calls can be called from Python."""
 
-import inspect
 import sys
 from collections.abc import Callable, Sequence
+from inspect import getdoc
 from typing import Any, Literal
 
 import tyro
 from typing_extensions import TypedDict
 from tyro.conf import Positional
 
-from diffusers_cg_cli import convert, demo, evaluate, nll, push, sample, sweep
+from diffusers_cg_cli import convert, demo, evaluate, inspect, nll, push, sample, sweep
 from diffusers_cg_cli.command import command
 from diffusers_cg_cli.settings import Settings, parse
 
 
 COMMANDS: dict[str, tuple[type[Settings], Callable[[Any], None]]] = {
     "convert": (convert.ConvertSettings, convert.run),
+    "inspect": (inspect.InspectSettings, inspect.run),
     "sample": (sample.SampleSettings, sample.run),
     "sweep": (sweep.SweepSettings, sweep.run),
     "evaluate": (evaluate.EvaluateSettings, evaluate.run),
@@ -29,7 +30,7 @@ COMMANDS: dict[str, tuple[type[Settings], Callable[[Any], None]]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command that the first word names, with the settings that the others state."""
     words = list(sys.argv[1:] if argv is None else argv)
-    lines = [f"  {name:9} {inspect.getdoc(kind).splitlines()[0]}" for name, (kind, _) in COMMANDS.items()]
+    lines = [f"  {name:9} {getdoc(kind).splitlines()[0]}" for name, (kind, _) in COMMANDS.items()]
     name = tyro.cli(
         TypedDict("Group", {"command": Positional[Literal[tuple(COMMANDS)]]}),
         prog="diffusers-cg",

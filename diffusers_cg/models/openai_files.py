@@ -1,148 +1,370 @@
-"""OpenAI's checkpoints: opened safely, made models of ours, and given back in their layout."""
+"""Checkpoints of OpenAI's layout: examined, made models of ours, and given back as they were."""
 
-import errno
-import os
-import pickle
-import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from diffusers_cg.errors import InputError
-from diffusers_cg.models.openai_layout import from_openai_state_dict, to_openai_state_dict
-from diffusers_cg.models.openai_recognition import Recognised, find_origin, find_preset, list_few, recognise
-from diffusers_cg.models.presets import PRESETS, Preset
+from diffusers_cg.models.hub_formats import download, is_foreign, open_folder
+from diffusers_cg.models.openai_layout import (
+    check_parameters,
+    convert_parameters,
+    openai_entries,
+    to_openai_state_dict,
+)
+from diffusers_cg.models.openai_recognition import Recognised, find_layouts, find_origin, recognise
+from diffusers_cg.models.presets import CONTINUOUS_COSINE, COSINE, LAYOUTS, PRESETS, Layout, Preset
+from diffusers_cg.models.weight_files import (
+    FILE_SUFFIXES,
+    InFiles,
+    InMemory,
+    Parameters,
+    averages_beside,
+    list_few,
+    write_weights,
+)
 
 
 if TYPE_CHECKING:
     from typing import Self
 
 
-def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
-    """Reads a `.pt` or `.safetensors` file of parameters; nothing in it is executed.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
-    The tensors of a `.pt` file stay on disk until they are used, so leave it unchanged as long as they are.
+HEADS = ("attention_head_dim", "num_attention_heads")
+PROCESS = ("num_train_timesteps", "beta_schedule", "rescale_timesteps", "prediction_type")
+FACTS = ("sample_size", *HEADS, "new_attention_order", "dropout", *PROCESS)
+"""What shapes do not tell."""
 
-    Raises:
-        FileNotFoundError: if there is no such file.
-        InputError: if the file is truncated, holds anything but tensors, or is not a checkpoint.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    with open(path, "rb") as file:
-        is_zip = file.read(4) == b"PK\x03\x04"
-    if is_zip and not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is truncated: fetch it again.")
-    try:
-        if path.suffix == ".safetensors":
-            state_dict = load_file(path)
-        else:  # torch maps the files that it writes today, not those of before 2020
-            state_dict = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} is not a file of tensors alone, and is refused, since reading anything else from it could run "
-            "foreign code: save its model's state_dict() with torch.save or safetensors and pass that."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read as a checkpoint; it is truncated or another kind of file.") from error
-    if not isinstance(state_dict, Mapping) or not all(
-        isinstance(tensor, torch.Tensor) for tensor in state_dict.values()
-    ):
-        held = f"the entries {list_few(state_dict)}" if isinstance(state_dict, Mapping) else type(state_dict).__name__
-        raise InputError(f"{path} is not a model's state dictionary, which names tensors; it holds {held}.")
-    return dict(state_dict)
+FUNCTION = (*HEADS, "new_attention_order", *PROCESS)
+"""Those facts that change what a network computes or is fed."""
+
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 
 
-@dataclass(frozen=True)
-class OpenAICheckpoint:
-    """A checkpoint and all that its model needs: read, recognised and looked up by [`open_checkpoint`].
+class CheckpointWarning(UserWarning):
+    """Something of a checkpoint was assumed, or it may not be the one that is meant."""
+
+
+@dataclass
+class Examined:
+    """What a checkpoint is, and how that is known.
 
     Args:
-        state_dict (`Mapping[str, torch.Tensor]`): Parameters by OpenAI's names.
-        arguments (`dict`): Every argument of the model's constructor that is not as by default.
-        new_attention_order (`bool`): Whether query, key and value are stacked as wholes.
-        preset ([`Preset`], *optional*): The paper's network that it is; None if it is another.
+        where (`str`): The file, or what else was given.
+        parameters ([`Parameters`]): Its parameters by OpenAI's names, unread.
+        recognised ([`Recognised`]): What their shapes tell.
+        layout_name, layout: The row of the table that it is, or is assumed to be; None if it is another.
+        origins (`dict[str, str]`): Of each fact, how it is known: `"shapes"`, `"name"`, `"configuration"`, `"stated"` or
+            `"assumed"`.
+        facts (`dict`): All facts that are known.
+        missing (`list[str]`): Arguments to pass for those that are needed and not known.
+        notes (`list[str]`): Sentences that a user should read.
     """
 
-    state_dict: Mapping[str, torch.Tensor]
-    arguments: dict[str, Any]
-    new_attention_order: bool
-    preset: Preset | None
+    where: str
+    parameters: Parameters
+    recognised: Recognised
+    layout_name: str | None = None
+    layout: Layout | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Every argument of the model's constructor that is not as by default."""
+        arguments = {name: value for name, value in self.facts.items() if name != "new_attention_order"}
+        if arguments.get("beta_schedule") == CONTINUOUS_COSINE:
+            arguments["beta_schedule"] = COSINE  # in diffusers' words; a scheduler's `trained_betas` are exact
+        return {**arguments, **self.recognised.arguments_at(self.facts["sample_size"])}
+
+    def add(self, origin: str, facts: Mapping[str, Any]) -> None:
+        """Facts that are not known yet; of a classifier, none of what unets alone have."""
+        known = set(self.facts) | ({"prediction_type"} if self.recognised.kind == "classifier" else set())
+        if known & set(HEADS):
+            known |= set(HEADS)
+        for name, value in facts.items():
+            if value is not None and name not in known:
+                self.facts[name], self.origins[name] = value, origin
 
 
-def open_checkpoint(
-    path_or_state_dict: str | Path | Mapping[str, torch.Tensor],
-    kind: str,
+def examine(
+    source: str | Path | Mapping[str, torch.Tensor],
+    kind: str | None = None,
     *,
-    sample_size: int | None = None,
-    attention_head_dim: int | None = None,
-    num_attention_heads: int | None = None,
-    new_attention_order: bool | None = None,
-    dropout: float | None = None,
+    layout: str | None = None,
+    entry: str | None = None,
     layers_per_block: int | None = None,
     low_res_channels: int | None = None,
-) -> OpenAICheckpoint:
-    """Reads a checkpoint and finds out all that its model needs: from its shapes, the paper's table, and the user.
+    **facts: Any,
+) -> Examined:
+    """Finds out what a checkpoint is: from its shapes, its name in the table of layouts, and what the user says.
 
-    Args:
-        path_or_state_dict (`str`, `Path` or `Mapping[str, torch.Tensor]`): A file, or what it holds.
-        kind (`"unet"` or `"classifier"`): What it has to be.
-        sample_size, ...: Facts, as of `from_single_file`.
+    Weights are not read. Arguments as of [`open_checkpoint`].
 
     Raises:
-        FileNotFoundError, InputError: if the file cannot be read, is of another kind of network, or needs a fact that
-            was not given; the sentence says what was found and what to pass.
+        FileNotFoundError, InputError: if it cannot be read, is of another kind of network, may be several, or
+            contradicts what is said of it.
     """
-    if isinstance(path_or_state_dict, Mapping):
-        name, state_dict = "", path_or_state_dict
+    facts = {name: value for name, value in facts.items() if value is not None}
+    _check_facts(facts)
+    name, configured = "", {}
+    if isinstance(source, Mapping):
+        where, parameters = "This checkpoint", InMemory(source, entry)
+    elif Path(source).is_dir():
+        where = str(source)
+        parameters, configured = open_folder(Path(source), kind)
     else:
-        name, state_dict = Path(path_or_state_dict).stem, read_state_dict(path_or_state_dict)
-    shapes = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
+        where, name = str(source), Path(source).name
+        name = re.sub(rf"({'|'.join(map(re.escape, FILE_SUFFIXES))})$", "", name, flags=re.IGNORECASE)
+        parameters = InFiles([Path(source)], entry)
+    shapes = {key: tuple(spec.shape) for key, spec in parameters.specs.items()}
+    sample_size = facts.get("sample_size", configured.get("sample_size"))
     recognised = recognise(shapes, sample_size, layers_per_block, low_res_channels)
-    if recognised.kind != kind:
+    if kind not in (None, recognised.kind):
         model = "ADMUNet2DModel" if recognised.kind == "unet" else "NoisyClassifierModel"
         raise InputError(
             f"This checkpoint is a {recognised.kind}'s, not a {kind}'s: load it with {model}.from_single_file."
         )
-    preset = find_preset(recognised, name)
-    known = {}
-    if preset is not None:
-        known = dict(preset.architecture)
-        if new_attention_order is None:
-            new_attention_order = preset.new_attention_order
-    if attention_head_dim is not None or num_attention_heads is not None:
-        known |= {"attention_head_dim": attention_head_dim, "num_attention_heads": num_attention_heads}
-    if dropout is not None:
-        known["dropout"] = dropout
 
-    if sample_size is None:
-        sample_size = known.get("sample_size")
-    if sample_size is None and recognised.coarsest_side is not None:
-        sample_size = recognised.coarsest_side * 2 ** (len(recognised.arguments["channel_multipliers"]) - 1)
-    if new_attention_order is None and known.get("num_attention_heads") == 1:
-        new_attention_order = False  # with one head the two orders are the same
+    examined = Examined(where, parameters, recognised)
+    examined.add("stated", facts)
+    examined.add("configuration", configured)
+    examined.add("shapes", {"sample_size": recognised.sample_size})
+    fits = find_layouts(recognised)
+    named = _named(layout or name)
+    if layout is not None and (named is None or named not in fits):
+        fault = "there is no such layout" if named is None else "it has other shapes"
+        raise InputError(
+            f"{where} is not layout={layout!r}: {fault}; of its shapes are {list_few(fits, 8) or 'none'}."
+        )
+    if named in fits:
+        _check_against(examined, named)
+        _take(examined, named, "stated" if layout is not None else "name")
+    else:
+        if named is not None:
+            examined.notes.append(f"{where} has the name, but not the shapes, of the layout {named}.")
+        if fits:
+            _assume(examined, fits)
 
-    missing = []
-    if sample_size is None:
-        missing.append("sample_size=")
-    if "attention_head_dim" not in known and "num_attention_heads" not in known:
-        missing.append("attention_head_dim= (num_head_channels) or num_attention_heads= (num_heads)")
-    if new_attention_order is None:
-        missing.append("new_attention_order= (use_new_attention_order)")
-    if missing:
+    if examined.facts.get("num_attention_heads") == 1:
+        examined.add("shapes", {"new_attention_order": False})  # with one head the two orders are the same
+    examined.missing = _missing(examined)
+    examined.notes += _notes(examined, source)
+    return examined
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    unknown = sorted(set(facts) - set(FACTS))
+    if unknown:
+        raise TypeError(f"unexpected argument {unknown[0]!r}: the facts are {', '.join(FACTS)}")
+    if all(name in facts for name in HEADS):
+        raise InputError(
+            "Set the attention heads either by width (`attention_head_dim`) or by number (`num_attention_heads`), not "
+            f"both: got {facts['attention_head_dim']} and {facts['num_attention_heads']}."
+        )
+    if facts.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
+        raise InputError(f"`prediction_type` must be one of {PREDICTION_TYPES}, got {facts['prediction_type']!r}.")
+
+
+def _named(name: str) -> str | None:
+    """The layout of this name, or that files of this name have."""
+    if name in LAYOUTS:
+        return name
+    return next((row for row, layout in LAYOUTS.items() if name.lower() in map(str.lower, layout.files)), None)
+
+
+def _facts_of(layout: Layout) -> dict[str, Any]:
+    known = {**layout.architecture, **{name: getattr(layout, name) for name in ("new_attention_order", *PROCESS)}}
+    return {name: known[name] for name in FACTS if known.get(name) is not None}
+
+
+def _differences(facts: Mapping[str, Any], layout: Layout, recognised: Recognised) -> list[str]:
+    """Names of the facts that change what a network computes and that a layout has otherwise."""
+    theirs = _facts_of(layout)
+    differing = [name for name in PROCESS if facts.get(name, theirs[name]) != theirs[name]]
+    if theirs["num_train_timesteps"] == facts.get("num_train_timesteps", 1000) == 1000:
+        differing = [name for name in differing if name != "rescale_timesteps"]  # which changes nothing then
+    if {facts.get("beta_schedule"), theirs["beta_schedule"]} == {COSINE, CONTINUOUS_COSINE}:
+        differing.remove("beta_schedule")  # the former is how a config says the latter
+    stated_heads = _heads(facts, recognised)
+    if stated_heads and _heads(theirs, recognised) and stated_heads != _heads(theirs, recognised):
+        differing.append(next(name for name in HEADS if facts.get(name) is not None))
+    other_order = facts.get("new_attention_order", theirs["new_attention_order"]) != theirs["new_attention_order"]
+    if other_order and set(stated_heads or ()) != {1}:
+        differing.append("new_attention_order")
+    return differing
+
+
+def _heads(facts: Mapping[str, Any], recognised: Recognised) -> tuple[float, ...] | None:
+    """Heads of every level with attention, and of the middle block."""
+    width, number = (facts.get(name) for name in HEADS)
+    multipliers = recognised.arguments["channel_multipliers"]
+    levels = sorted({*recognised.attention_levels, len(multipliers) - 1})
+    if width is None and number is None:
+        return None
+    return tuple(number or multipliers[level] * recognised.arguments["base_channels"] / width for level in levels)
+
+
+def _check_against(examined: Examined, name: str) -> None:
+    """What is said by hand must not contradict what is known of a file of this name."""
+    layout = LAYOUTS[name]
+    for fact in _differences(examined.facts, layout, examined.recognised):
+        theirs = _facts_of(layout)
+        other = fact if fact in theirs else next(each for each in HEADS if each in theirs)
+        raise InputError(
+            f"{examined.where} has the name and the shapes of the layout {name}, of which {other}={theirs[other]!r} is "
+            f"known, but {fact}={examined.facts[fact]!r} is {examined.origins[fact]}: leave that out, or rename the file "
+            "if it is another network's."
+        )
+
+
+def _take(examined: Examined, name: str, origin: str) -> None:
+    examined.layout_name, examined.layout, examined.origins["layout"] = name, LAYOUTS[name], origin
+    examined.add(origin, _facts_of(LAYOUTS[name]))
+
+
+def _assume(examined: Examined, fits: dict[str, Layout]) -> None:
+    """Takes the first of the layouts that have these shapes and what is known already, and says so.
+
+    Raises:
+        InputError: if they have other heads or another order, of which none is the usual one.
+    """
+    known, recognised = dict(examined.facts), examined.recognised
+    rows = [name for name, row in fits.items() if not _differences(known, row, recognised)] or list(fits)
+    first = rows[0]
+    others = [
+        name
+        for name in rows
+        if _structure(fits[name], known, recognised) != _structure(fits[first], known, recognised)
+    ]
+    if others:
+        names = (*HEADS, "new_attention_order")
+        said = "; ".join(f"{name} has {_said(fits[name], names)}" for name in (first, *others))
+        raise InputError(
+            f"{examined.where} has no name that is known, and the shapes of several layouts that need other facts: {said}; "
+            "pass layout= one of them, or the facts."
+        )
+    _take(examined, first, "assumed")
+    names = ("sample_size", *FUNCTION)
+    assumed = [name for name in names if examined.origins.get(name) == "assumed"]
+    if not assumed:
+        return
+    differing = {name: _differences(_facts_of(fits[first]), fits[name], recognised) for name in rows}
+    but = [f"{name} has {_said(fits[name], facts)}" for name, facts in differing.items() if facts]
+    note = fits[first].note
+    examined.notes.append(
+        f"{examined.where} has no name that is known, but the shapes of {list_few(rows, 3)}: "
+        f"{', '.join(f'{name}={examined.facts[name]!r}' for name in assumed)} {'is' if len(assumed) == 1 else 'are'} assumed, "
+        f"as of {first}{f' ({note})' if note else ''}{'; but ' + '; '.join(but) if but else ''}. If it is another network, "
+        "pass layout=, or those that are otherwise."
+    )
+
+
+def _structure(layout: Layout, known: Mapping[str, Any], recognised: Recognised) -> tuple:
+    heads = _heads(known, recognised) or _heads(_facts_of(layout), recognised)
+    one = heads is not None and set(heads) == {1}
+    return heads, one or known.get("new_attention_order", layout.new_attention_order)
+
+
+def _said(layout: Layout, names: tuple[str, ...] | list[str]) -> str:
+    facts = _facts_of(layout)
+    return ", ".join(f"{name}={facts[name]!r}" for name in names if name in facts)
+
+
+def _missing(examined: Examined) -> list[str]:
+    facts = examined.facts
+    needed = {
+        "sample_size=": "sample_size" in facts,
+        "attention_head_dim= (num_head_channels) or num_attention_heads= (num_heads)": any(n in facts for n in HEADS),
+        "new_attention_order= (use_new_attention_order)": "new_attention_order" in facts,
+        "num_train_timesteps= (diffusion_steps), from which timesteps are rescaled": "num_train_timesteps" in facts
+        or not facts.get("rescale_timesteps"),
+    }
+    return [argument for argument, known in needed.items() if not known]
+
+
+def _notes(examined: Examined, source: str | Path | Mapping) -> list[str]:
+    """Which of several files it may be that is meant."""
+    if isinstance(source, Mapping):
+        return []
+    notes, averages = [], averages_beside(Path(source))
+    if averages:
+        notes.append(
+            f"{examined.where} holds the weights as training left them: their average, which gives the good samples, is "
+            f"beside it in {list_few(averages)}."
+        )
+    dtypes = {spec.dtype for spec in examined.parameters.specs.values()} & {torch.float16, torch.bfloat16}
+    for dtype in dtypes:
+        said = str(dtype).removeprefix("torch.")
+        notes.append(
+            f"{examined.where} holds weights that were rounded to {said}: a float32 file of them would be exact."
+        )
+    return notes
+
+
+@dataclass(frozen=True)
+class OpenAICheckpoint:
+    """A checkpoint and all that its model needs: examined by [`open_checkpoint`].
+
+    Args:
+        parameters ([`Parameters`]): By OpenAI's names.
+        arguments (`dict`): Every argument of the model's constructor that is not as by default.
+        new_attention_order (`bool`): Whether query, key and value are stacked as wholes.
+        process (`dict`): T, schedule, rescaling and prediction type, as far as they are known.
+        layout ([`Layout`], *optional*): The row of the table that it is, or has the shapes of.
+        preset ([`Preset`], *optional*): The paper's network, whose name and shapes it has; None if it is another.
+    """
+
+    parameters: Parameters
+    arguments: dict[str, Any]
+    new_attention_order: bool
+    process: dict[str, Any]
+    layout: Layout | None
+    preset: Preset | None
+
+
+def open_checkpoint(
+    path_or_state_dict: str | Path | Mapping[str, torch.Tensor], kind: str | None = None, **facts: Any
+) -> OpenAICheckpoint:
+    """Opens a checkpoint and finds out all that its model needs: from its shapes, its name, and the user.
+
+    Args:
+        path_or_state_dict (`str`, `Path` or `Mapping[str, torch.Tensor]`): A file, or what it holds.
+        kind (`"unet"` or `"classifier"`, *optional*): What it has to be.
+        facts: As of `from_single_file`.
+
+    Raises:
+        FileNotFoundError, InputError: if it cannot be read, is of another kind of network, or needs a fact that was not
+            given; the sentence says what was found and what to pass.
+    """
+    examined = examine(path_or_state_dict, kind, **facts)
+    if examined.missing:
+        recognised = examined.recognised
         found = ", ".join(f"{key}={value}" for key, value in recognised.arguments.items())
         raise InputError(
-            f"This {kind} is none of OpenAI's released ones ({found}), and its shapes do not tell everything: pass "
-            f"{'; '.join(missing)}.{_facts_of_the_origin(recognised)}"
+            f"This {recognised.kind} is none of OpenAI's released ones, nor of the layouts that are known ({found}), and "
+            f"its shapes do not tell everything: pass {'; '.join(examined.missing)}.{_facts_of_the_origin(recognised)}"
         )
-    return OpenAICheckpoint(state_dict, {**known, **recognised.arguments_at(sample_size)}, new_attention_order, preset)
+    for note in examined.notes:
+        warnings.warn(note, CheckpointWarning, stacklevel=3)
+    is_released = isinstance(examined.layout, Preset) and examined.origins["layout"] == "name"
+    return OpenAICheckpoint(
+        examined.parameters,
+        examined.arguments,
+        examined.facts["new_attention_order"],
+        {name: examined.facts[name] for name in PROCESS if name in examined.facts},
+        examined.layout,
+        examined.layout if is_released else None,
+    )
 
 
 def _facts_of_the_origin(recognised: Recognised) -> str:
@@ -162,6 +384,7 @@ class OpenAICheckpointMixin:
     """Loading from and giving back OpenAI's layout, for the unet and the classifier alike."""
 
     _openai_kind: str
+    _unread: OpenAICheckpoint | None = None
 
     @classmethod
     def from_single_file(
@@ -169,23 +392,29 @@ class OpenAICheckpointMixin:
         path_or_state_dict: str | Path | Mapping[str, torch.Tensor],
         *,
         torch_dtype: torch.dtype = torch.float32,
-        **facts: int | float | bool | None,
+        **facts: int | float | bool | str | None,
     ) -> "Self":
         """Loads a checkpoint of guided-diffusion or improved-diffusion.
 
-        The architecture is recognised from the parameters' names and shapes. OpenAI's 15 released files need nothing
-        else; any other needs those facts that shapes cannot tell, and a sentence says which.
+        The architecture is recognised from the parameters' names and shapes. What these do not tell is known of the files
+        in the table of layouts (`diffusers_cg.models.presets.LAYOUTS`), by their names; of a file of another name but the
+        shapes of one of them it is assumed, with a warning; of any other it must be passed, and a sentence says what.
 
         Args:
-            path_or_state_dict (`str`, `Path` or `Mapping[str, torch.Tensor]`): A `.pt` or `.safetensors` file, or what
-                it holds. Files of averaged weights (`ema_0.9999_*.pt`) have the same layout.
+            path_or_state_dict (`str`, `Path` or `Mapping[str, torch.Tensor]`): A `.pt`, `.ckpt` or `.safetensors` file,
+                what it holds, or a folder of one of the formats that others put on the Hub. Files of averaged weights
+                (`ema_0.9999_*.pt`) have the same layout. A wrapper or trainer around the parameters is taken off.
             torch_dtype (`torch.dtype`): Of the model; half-precision files are widened to it.
+            layout (`str`, *optional*): The row of the table that it is, whatever its name.
+            entry (`str`, *optional*): Which of several networks in one file (`"ema"`).
             sample_size (`int`, *optional*): Side of the image in pixels.
             attention_head_dim, num_attention_heads (`int`, *optional*): Width of every attention head
                 (`num_head_channels`), or their number at every level (`num_heads`).
             new_attention_order (`bool`, *optional*): Whether query, key and value are stacked as wholes
                 (`use_new_attention_order`) rather than interleaved per head.
             dropout (`float`, *optional*): For training on; that of the released file, or 0.
+            num_train_timesteps, beta_schedule, rescale_timesteps, prediction_type (*optional*): What it was trained with,
+                in diffusers' words (`diffusion_steps`, `noise_schedule`, `predict_xstart`), kept in the config.
             layers_per_block, low_res_channels (`int`, *optional*): Where the shapes allow several.
 
         Returns:
@@ -193,24 +422,74 @@ class OpenAICheckpointMixin:
 
         Raises:
             FileNotFoundError, InputError: if the file cannot be read, is of another kind of network, has parameters
-                missing or left over, or needs a fact that was not given.
+                missing or left over, needs a fact that was not given, or contradicts one that was.
         """
         return cls.from_checkpoint(open_checkpoint(path_or_state_dict, cls._openai_kind, **facts), torch_dtype)
 
     @classmethod
     @torch.no_grad()
-    def from_checkpoint(cls, checkpoint: OpenAICheckpoint, torch_dtype: torch.dtype = torch.float32) -> "Self":
-        """The model of a checkpoint that was opened, in evaluation mode; it shares no memory with it."""
+    def from_checkpoint(
+        cls, checkpoint: OpenAICheckpoint, torch_dtype: torch.dtype = torch.float32, read: bool = True
+    ) -> "Self":
+        """The model of a checkpoint that was opened, in evaluation mode; it shares no memory with it.
+
+        Args:
+            checkpoint ([`OpenAICheckpoint`]): The checkpoint.
+            torch_dtype (`torch.dtype`): Of the model.
+            read (`bool`): Whether to read its weights. Without them it can only be saved, which converts tensor by tensor
+                from file to file.
+        """
         with torch.device("meta"):
-            model = cls(**checkpoint.arguments)
-        order = checkpoint.new_attention_order
-        with tqdm(
-            total=len(checkpoint.state_dict), desc="Converting", unit="tensor", leave=False, delay=1
-        ) as progress:
-            converted = from_openai_state_dict(model, checkpoint.state_dict, order, torch_dtype, progress)
-        model.load_state_dict(converted, assign=True)
-        model.register_to_config(_new_attention_order=order)
+            model = torch.nn.Module.to(
+                cls(**checkpoint.arguments), torch_dtype
+            )  # diffusers' own warns of what is none
+        model.register_to_config(_new_attention_order=checkpoint.new_attention_order)
+        check_parameters(model, checkpoint.parameters.specs)
+        model._unread = checkpoint
+        if read:
+            model.load_state_dict(dict(model._converted()), assign=True)
+            model._unread = None
         return model.eval()
+
+    def _converted(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The parameters that are still in their file, by our names, one after the other."""
+        parameters, order = self._unread.parameters, self._unread.new_attention_order
+        with tqdm(total=len(parameters), desc="Converting", unit="tensor", leave=False, delay=1) as progress:
+            yield from convert_parameters(self, parameters, order, self.dtype, progress)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
+        """As diffusers' own; the formats of others (`diffusers_cg.models.hub_formats`) are converted, without their code."""
+        where = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+        config = cls.load_config(pretrained_model_name_or_path, **where)
+        if not is_foreign(config):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = download(str(folder), **where)
+        folder = folder / (kwargs.get("subfolder") or "")
+        model = cls.from_single_file(folder, torch_dtype=kwargs.get("torch_dtype") or torch.float32)
+        nothing = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+        return (model, nothing) if kwargs.get("output_loading_info") else model
+
+    @torch.no_grad()
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *args,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **kwargs,
+    ) -> None:
+        """As diffusers' own; of a model whose weights are still in their file, tensor by tensor."""
+        if self._unread is None:
+            options = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+            super().save_pretrained(save_directory, *args, **options, **kwargs)
+            return
+        self.save_config(save_directory)
+        specs = {name: self.state_dict()[name] for entry in openai_entries(self) for name in entry.ours}
+        write_weights(Path(save_directory), specs, self._converted(), max_shard_size)
 
     @torch.no_grad()
     def to_openai_state_dict(self, new_attention_order: bool | None = None) -> dict[str, torch.Tensor]:

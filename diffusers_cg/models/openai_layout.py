@@ -142,39 +142,31 @@ def _head(head: nn.Sequential, pool: str) -> Iterator[Entry]:
                 yield from _affine(f"out.{index}", f"head.{index}")
 
 
-def from_openai_state_dict(
+def convert_parameters(
     model: nn.Module,
-    state_dict: Mapping[str, torch.Tensor],
+    parameters: Mapping[str, torch.Tensor],
     new_attention_order: bool,
-    torch_dtype: torch.dtype | None = None,
-    progress: tqdm | None = None,
-) -> dict[str, torch.Tensor]:
-    """Renames and reorders OpenAI's state dictionary for `model`; every tensor is a copy.
+    torch_dtype: torch.dtype,
+    progress: tqdm,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """OpenAI's parameters renamed and reordered for `model`, one after the other; every tensor is a copy.
 
     Args:
         model (`ADMUNet2DModel` or `NoisyClassifierModel`): Says which entries there are; not changed.
-        state_dict (`Mapping[str, torch.Tensor]`): Their parameters.
+        parameters (`Mapping[str, torch.Tensor]`): Theirs, which [`check_parameters`] let pass.
         new_attention_order (`bool`): Whether query, key and value are stacked as wholes (only the 64x64 unet) rather
             than interleaved per head. Attention pooling always stacks wholes.
-        torch_dtype (`torch.dtype`, *optional*): To convert to.
-        progress (`tqdm`, *optional*): Updated by one per entry.
-
-    Raises:
-        InputError: if entries are missing, left over, or of another shape than the model's.
+        torch_dtype (`torch.dtype`): To convert to.
+        progress (`tqdm`): Updated by one per entry.
     """
-    entries = openai_entries(model)
-    _check_shapes(model, entries, state_dict)
-    converted = {}
-    for entry in entries:
-        parts = entry.unpack(state_dict[entry.openai], _order(entry, new_attention_order))
-        converted.update((key, part.to(torch_dtype or part.dtype, copy=True)) for key, part in zip(entry.ours, parts))
-        if progress is not None:
-            progress.update()
-    return converted
+    for entry in openai_entries(model):
+        parts = entry.unpack(parameters[entry.openai], _order(entry, new_attention_order))
+        yield from ((key, part.to(torch_dtype, copy=True)) for key, part in zip(entry.ours, parts))
+        progress.update()
 
 
 def to_openai_state_dict(model: nn.Module, new_attention_order: bool) -> dict[str, torch.Tensor]:
-    """The inverse of [`from_openai_state_dict`]: the parameters of `model` in OpenAI's layout and order."""
+    """The inverse of [`convert_parameters`]: the parameters of `model` in OpenAI's layout and order."""
     ours = model.state_dict()
     return {
         entry.openai: entry.pack(tuple(ours[key] for key in entry.ours), _order(entry, new_attention_order))
@@ -186,16 +178,19 @@ def _order(entry: Entry, new_attention_order: bool) -> bool:
     return new_attention_order or entry.openai.startswith("out.")  # attention pooling has one order only
 
 
-def _check_shapes(model: nn.Module, entries: list[Entry], state_dict: Mapping[str, torch.Tensor]) -> None:
+def check_parameters(model: nn.Module, specs: Mapping[str, torch.Tensor]) -> None:
+    """Raises `InputError` if parameters of OpenAI's names are missing, left over, or of another shape than the model's."""
     ours = {key: torch.empty_like(value, device="meta") for key, value in model.state_dict().items()}
-    expected = {entry.openai: entry.pack(tuple(ours[key] for key in entry.ours), True).shape for entry in entries}
+    expected = {
+        entry.openai: entry.pack(tuple(ours[key] for key in entry.ours), True).shape for entry in openai_entries(model)
+    }
     faults = describe_faults(
-        missing=[name for name in expected if name not in state_dict],
-        left_over=[name for name in state_dict if name not in expected],
+        missing=[name for name in expected if name not in specs],
+        left_over=[name for name in specs if name not in expected],
         misshapen={
-            name: (state_dict[name].shape, shape)
+            name: (specs[name].shape, shape)
             for name, shape in expected.items()
-            if name in state_dict and state_dict[name].shape != shape
+            if name in specs and specs[name].shape != shape
         },
     )
     if faults:

@@ -1,12 +1,23 @@
-"""What names and shapes of its parameters tell of a network of OpenAI's, and which of the paper's it is."""
+"""What names and shapes of its parameters tell of a network of OpenAI's, and which of the table's it may be."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from diffusers_cg.errors import InputError
-from diffusers_cg.models.presets import PRESETS, Preset
+from diffusers_cg.models.presets import LAYOUTS, PRESETS, Layout
+from diffusers_cg.models.weight_files import list_few
+
+
+OTHERS = {
+    r"^down_blocks\.": "has diffusers' names: load its folder, config.json and all, with from_pretrained",
+    r"transformer_blocks\.": "is a latent diffusion's, whose attention looks at a text: load it with diffusers",
+    r"encoder_kv\.": "is GLIDE's, whose attention looks at a text: load it with glide-text2im",
+    r"(^|\.)enc\.\d+x\d+_": "has EDM's names and preconditioning: sample it with NVlabs/edm",
+    r"^downs\.\d+\.": "has denoising_diffusion_pytorch's names: sample it with that",
+}
+"""Names by which other projects' networks are told, and what to do with them."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,12 @@ class Recognised:
     attention_levels: tuple[int, ...]
     coarsest_side: int | None = None
 
+    @property
+    def sample_size(self) -> int | None:
+        """Side of the image, where attention pooling tells it."""
+        levels = len(self.arguments["channel_multipliers"])
+        return None if self.coarsest_side is None else self.coarsest_side * 2 ** (levels - 1)
+
     def arguments_at(self, sample_size: int) -> dict[str, Any]:
         """The arguments for a network of this image size."""
         resolutions = tuple(sample_size // 2**level for level in self.attention_levels)
@@ -39,16 +56,19 @@ class Shapes(dict[str, tuple[int, ...]]):
             f"This is not a checkpoint of guided-diffusion's networks: {name} is missing; it holds {list_few(self)}."
         )
 
+    def check_project(self) -> None:
+        """Raises `InputError` for a network of another project that is known by its names."""
+        for pattern, what in OTHERS.items():
+            found = next((name for name in self if re.search(pattern, name)), None)
+            if found is not None:
+                raise InputError(
+                    f"This is not a checkpoint of guided-diffusion's networks: one with a parameter {found} {what}."
+                )
+
     def numbers(self, part: str) -> set[int]:
         """Numbers of the blocks of a part: `input_blocks` or `output_blocks`."""
         matches = (re.match(rf"{part}\.(\d+)\.", name) for name in self)
         return {int(match[1]) for match in matches if match}
-
-
-def list_few(names: Iterable, limit: int = 4) -> str:
-    """The first names of many."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def recognise(
@@ -67,6 +87,7 @@ def recognise(
         InputError: if these are not the parameters of such a network, or the shapes allow several.
     """
     shapes = Shapes(shapes)
+    shapes.check_project()
     base_channels = shapes["time_embed.0.weight"][1]
     blocks = _blocks_down(shapes)
     coarsest_side = None
@@ -100,10 +121,9 @@ def recognise(
     )
 
 
-def find_preset(recognised: Recognised, name: str = "") -> Preset | None:
-    """The paper's network of exactly this architecture: that of this name if several share it, else the first."""
-    matches = {key: preset for key, preset in PRESETS.items() if _agree(recognised, preset)}
-    return matches.get(name) or next(iter(matches.values()), None)
+def find_layouts(recognised: Recognised) -> dict[str, Layout]:
+    """The table's rows of exactly these shapes, by name."""
+    return {name: layout for name, layout in LAYOUTS.items() if _agree(recognised, layout)}
 
 
 def find_origin(recognised: Recognised) -> str | None:
@@ -112,11 +132,19 @@ def find_origin(recognised: Recognised) -> str | None:
     return next((name for name, preset in PRESETS.items() if _agree(recognised, preset, but=replaceable)), None)
 
 
-def _agree(recognised: Recognised, preset: Preset, but: tuple[str, ...] = ()) -> bool:
-    if recognised.kind != preset.kind:
-        return False
-    arguments = recognised.arguments_at(preset.architecture["sample_size"])
-    return all(preset.architecture.get(key) == value for key, value in arguments.items() if key not in but)
+def _agree(recognised: Recognised, layout: Layout, but: tuple[str, ...] = ()) -> bool:
+    """What a row does not state agrees with anything."""
+    stated = layout.architecture
+    found = recognised.arguments_at(stated["sample_size"])
+    return recognised.kind == layout.kind and all(
+        _in_order(name, stated[name]) == _in_order(name, value)
+        for name, value in found.items()
+        if name in stated and name not in but
+    )
+
+
+def _in_order(name: str, value: Any) -> Any:
+    return sorted(value) if name == "attention_resolutions" else value
 
 
 # ------------------------------------------------------------------------------------------------- the two ends
@@ -231,6 +259,11 @@ def _choose_levels(
         choices = {number: levels for number, levels in choices.items() if number == layers_per_block}
     if sample_size is not None and coarsest_side is not None:
         sides = {number: coarsest_side * 2 ** (len(levels) - 1) for number, levels in choices.items()}
+        if choices and sample_size not in sides.values():
+            raise InputError(
+                f"This classifier's attention pooling reads images of {' or '.join(map(str, sorted(set(sides.values()))))}, "
+                f"not of sample_size={sample_size}: leave that out."
+            )
         choices = {number: levels for number, levels in choices.items() if sides[number] == sample_size}
     if len(choices) > 1:
         raise InputError(

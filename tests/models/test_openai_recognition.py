@@ -1,9 +1,12 @@
-"""Networks recognised by their parameters' shapes: all 15 released ones, others by a few facts, and what is refused."""
+"""Networks recognised by their parameters' shapes and files' names: the released ones, those of others, and what is refused."""
+
+import warnings
 
 import pytest
 import torch
 from reference import (
     CASES,
+    COMMUNITY_LAYOUTS,
     FORWARD,
     MANIFESTS,
     on_meta,
@@ -11,10 +14,13 @@ from reference import (
     reference_facts,
     reference_unet,
     rule_state_dict,
+    save_shapes,
 )
 
 from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.errors import InputError
+from diffusers_cg.models.openai_files import CheckpointWarning, open_checkpoint
+from diffusers_cg.models.presets import COMMUNITY, LAYOUTS, PRESETS
 
 
 UNETS = {**CASES["forward"]["unet"], **CASES["forward"]["superres"]}
@@ -37,9 +43,12 @@ def output(unet):
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_released_file_is_recognised_at_full_size(name):
+@pytest.mark.filterwarnings("error")
+def test_a_released_file_is_recognised_at_full_size(name, tmp_path):
     manifest = MANIFESTS[name]
-    model = model_class(manifest).from_single_file(on_meta(manifest["shapes"]))
+    checkpoint = open_checkpoint(save_shapes(tmp_path / f"{name}.pt", manifest["shapes"]))
+    model = model_class(manifest).from_checkpoint(checkpoint, read=False)
+    assert checkpoint.preset is PRESETS[name]
     assert sum(parameter.numel() for parameter in model.parameters()) == manifest["parameters"]
 
     flags = manifest["flags"]
@@ -61,6 +70,106 @@ def test_a_released_file_is_recognised_at_full_size(name):
     back = model.to_openai_state_dict()
     assert {key: list(tensor.shape) for key, tensor in back.items()} == manifest["shapes"]
     assert list(back) == list(manifest["shapes"])
+
+
+@pytest.mark.parametrize("name", COMMUNITY_LAYOUTS)
+@pytest.mark.filterwarnings("error")
+def test_a_file_of_others_is_recognised_at_full_size(name, tmp_path):
+    stated, flags = COMMUNITY_LAYOUTS[name], COMMUNITY_LAYOUTS[name]["flags"]
+    for file in (stated["files"][0], stated["files"][-1].upper()):
+        checkpoint = open_checkpoint(save_shapes(tmp_path / f"{file}.pt", stated["shapes"]), "unet")
+        assert checkpoint.layout is COMMUNITY[name] and checkpoint.preset is None
+    unet = ADMUNet2DModel.from_checkpoint(checkpoint, read=False)
+    assert sum(parameter.numel() for parameter in unet.parameters()) == stated["parameters"]
+    back = unet.to_openai_state_dict()
+    assert {key: list(tensor.shape) for key, tensor in back.items()} == stated["shapes"]
+    assert list(back) == list(stated["shapes"])
+
+    config = unet.config
+    by_width = flags.get("num_head_channels", -1) != -1
+    assert config.attention_head_dim == (flags["num_head_channels"] if by_width else None)
+    assert config.num_attention_heads == (None if by_width else flags["num_heads"])
+    assert config.sample_size == stated["size"] and config.dropout == flags.get("dropout", 0.0)
+    assert config.beta_schedule == {"linear": "linear", "cosine": "squaredcos_cap_v2"}[stated["noise_schedule"]]
+    for fact in ("num_train_timesteps", "rescale_timesteps", "prediction_type"):
+        assert config[fact] == stated[fact], fact
+    assert config["_new_attention_order"] is False
+
+
+@pytest.mark.parametrize("name", ["64x64_diffusion", "p2_256", "improved_imagenet64_uncond", "512_openimages_v"])
+def test_a_file_of_another_name_is_assumed_to_be_what_its_shapes_are(name, tmp_path):
+    shapes = {**MANIFESTS, **COMMUNITY_LAYOUTS}[name]["shapes"]
+    path = save_shapes(tmp_path / "mine.pt", shapes)
+    with pytest.warns(CheckpointWarning) as caught:
+        checkpoint = open_checkpoint(path)
+    assert checkpoint.preset is None
+    (said,) = [str(warning.message) for warning in caught]
+    shown = LAYOUTS["512_uncond_finetune" if "512" in name else name]
+    assert f"prediction_type={shown.prediction_type!r}" in said and "pass layout=" in said
+    assert f"num_train_timesteps={shown.num_train_timesteps}" in said and "new_attention_order=" in said
+    assert checkpoint.arguments["rescale_timesteps"] == shown.rescale_timesteps
+    if name == "512_openimages_v":  # has the shapes of another one
+        assert "but 512_openimages_v has beta_schedule='continuous_cosine', prediction_type='v_prediction'" in said
+        with pytest.warns(CheckpointWarning):
+            by_a_fact = open_checkpoint(path, prediction_type="v_prediction")
+        assert by_a_fact.process["beta_schedule"] == "continuous_cosine"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_checkpoint(path, layout=name).layout is LAYOUTS[name]
+
+
+def test_facts_by_hand():
+    shapes = on_meta(COMMUNITY_LAYOUTS["p2_256"]["shapes"])
+    facts = {
+        "sample_size": 256, "num_attention_heads": 4, "new_attention_order": True, "num_train_timesteps": 4000,
+        "beta_schedule": "squaredcos_cap_v2", "rescale_timesteps": True, "prediction_type": "v_prediction",
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        unet = ADMUNet2DModel.from_single_file(shapes, **facts)
+    order = facts.pop("new_attention_order")
+    assert unet.config["_new_attention_order"] is order
+    assert {name: unet.config[name] for name in facts} == facts and unet.config.attention_head_dim is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (
+            {"prediction_type": "v_prediction"},
+            "prediction_type='epsilon' is known, but prediction_type='v_prediction'",
+        ),
+        ({"num_train_timesteps": 4000}, "num_train_timesteps=1000 is known, but num_train_timesteps=4000 is stated"),
+        ({"num_attention_heads": 3}, "attention_head_dim=64 is known, but num_attention_heads=3"),
+        ({"new_attention_order": True}, "new_attention_order=False is known"),
+        ({"attention_head_dim": 64, "num_attention_heads": 4}, "either by width .* or by number"),
+        ({"prediction_type": "noise"}, "`prediction_type` must be one of"),
+        ({"rescale_timesteps": True, "num_train_timesteps": 500}, "num_train_timesteps=1000 is known"),
+    ],
+)
+def test_contradictions(tmp_path, facts, said):
+    path = save_shapes(tmp_path / "ffhq_10m.pt", COMMUNITY_LAYOUTS["p2_256"]["shapes"])
+    with pytest.raises(InputError, match=said):
+        open_checkpoint(path, "unet", **facts)
+    # the same in other words, and what is a user's to choose, contradict nothing
+    checkpoint = open_checkpoint(path, attention_head_dim=64, rescale_timesteps=True, sample_size=128, dropout=0.2)
+    assert (checkpoint.arguments["sample_size"], checkpoint.arguments["dropout"]) == (128, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("down_blocks.0.resnets.0.conv1.weight", "diffusers' names"),
+        ("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", "latent diffusion's"),
+        ("middle_block.1.encoder_kv.weight", "GLIDE's"),
+        ("model.enc.64x64_conv.weight", "EDM's"),
+        ("downs.0.0.block1.proj.weight", "denoising_diffusion_pytorch's"),
+    ],
+)
+def test_another_project_s_network_is_told_by_its_names(name, what):
+    others = {name: torch.zeros(1), "time_embed.0.weight": torch.zeros(4, 1)}
+    said = refused(ADMUNet2DModel, others if "blocks" not in name or "down" not in name else {name: torch.zeros(1)})
+    assert f"not a checkpoint of guided-diffusion's networks: one with a parameter {name}" in said and what in said
 
 
 def test_a_classifier_is_no_unet_and_the_other_way_round():
@@ -138,6 +247,8 @@ def test_attention_pooling_tells_the_image_size():
     facts = {**reference_facts(case["flags"]), "sample_size": None}
     classifier = NoisyClassifierModel.from_single_file(rule_state_dict(case["shapes"]), **facts)
     assert classifier.config.sample_size == 16
+    with pytest.raises(InputError, match="reads images of 16, not of sample_size=32: leave that out"):
+        NoisyClassifierModel.from_single_file(rule_state_dict(case["shapes"]), **{**facts, "sample_size": 32})
     expected = reference_classifier("attention")(FORWARD["x"], FORWARD["t"]).logits
     assert torch.equal(classifier(FORWARD["x"], FORWARD["t"]).logits, expected)
 
