@@ -1,5 +1,6 @@
 """Classifier guidance: the gradient of log p(y | x_t) at x_t (section 4 of the paper)."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -7,7 +8,8 @@ import torch
 from torch import nn
 
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance.guidance import Guidance, GuidedStep
+from diffusers_cg.guidance.guidance import Guidance
+from diffusers_cg.guidance.guided_step import GuidedStep
 
 
 class ClassifierGuidance(Guidance):
@@ -17,6 +19,11 @@ class ClassifierGuidance(Guidance):
         classifier (`NoisyClassifierModel`): `(sample, timestep) -> .logits`, (B, num_classes). Not changed.
         class_labels (`int`, sequence of `int` or `torch.Tensor`): y, one for all images or one per image (B,).
         scale (`float` or one per image): s of the paper; 0 is off.
+        entropy_driven (`bool`): Whether each image's scale grows as the classifier gets sure of it, s ln C / H(p(y | x_t))
+            with H the entropy over its C classes (*Entropy-driven Sampling and Training Scheme for Conditional Diffusion
+            Generation*, Zheng et al., 2022).
+        at_mean (`bool`): Whether the gradient is taken at the mean of x_{t-1}, as the paper writes Algorithm 1, in place of
+            x_t, as its code does.
     """
 
     def __init__(
@@ -24,18 +31,27 @@ class ClassifierGuidance(Guidance):
         classifier: nn.Module,
         class_labels: int | Sequence[int] | torch.Tensor,
         scale: float | Sequence[float] | torch.Tensor = 1.0,
+        entropy_driven: bool = False,
+        at_mean: bool = False,
     ):
         if class_labels is None:
             raise InputError("`class_labels` are missing: a classifier guides to one per image.")
         self.classifier = classifier
         self.class_labels = torch.as_tensor(class_labels).to(torch.int64).reshape(-1)
         self.scale = torch.as_tensor(scale, dtype=torch.float32).reshape(-1, 1, 1, 1)
+        self.entropy_driven = entropy_driven
+        self.at_mean = at_mean
 
     def __call__(self, step: GuidedStep) -> torch.Tensor:
-        device = step.sample.device
-        class_labels = self.class_labels.to(device).expand(len(step.sample))
-        gradient = classifier_gradient(self.classifier, step.sample, step.timestep, class_labels)
-        return self.scale.to(device) * gradient
+        sample, scale = step.mean if self.at_mean else step.sample, self.scale.to(step.sample)
+        class_labels = self.class_labels.to(sample.device).expand(len(sample))
+        gradient, logits = gradient_and_logits(self.classifier, sample, step.timestep, class_labels)
+        step.cost.update(classifier=1, backward=1)
+        if self.entropy_driven:
+            log_probs = logits.log_softmax(dim=-1)
+            entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+            scale = scale * (math.log(logits.shape[-1]) / entropy).reshape(-1, 1, 1, 1)
+        return scale * gradient
 
 
 def classifier_gradient(
@@ -49,14 +65,20 @@ def classifier_gradient(
         timestep (`torch.Tensor`, `float` or `int`): One for all or one per image (B,).
         class_labels (`torch.Tensor`): y, (B,) int64.
     """
+    return gradient_and_logits(classifier, sample, timestep, class_labels)[0]
+
+
+def gradient_and_logits(
+    classifier: Callable, sample: torch.Tensor, timestep: torch.Tensor | float | int, class_labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[`classifier_gradient`], and the logits that it is of, (B, number of classes) float32."""
     with torch.inference_mode(False), torch.enable_grad(), _evaluating(classifier):
         # clones, since tensors made in inference mode cannot take part in a gradient
         sample, class_labels = sample.detach().float().clone().requires_grad_(True), class_labels.clone()
         timestep = timestep.clone() if isinstance(timestep, torch.Tensor) else timestep
-        logits = classifier(sample.to(classifier.dtype), timestep).logits
-        log_probs = logits.float().log_softmax(dim=-1)
-        selected = log_probs.gather(1, class_labels[:, None]).sum()
-        return torch.autograd.grad(selected, sample)[0]
+        logits = classifier(sample.to(classifier.dtype), timestep).logits.float()
+        selected = logits.log_softmax(dim=-1).gather(1, class_labels[:, None]).sum()
+        return torch.autograd.grad(selected, sample)[0], logits.detach()
 
 
 @contextmanager
