@@ -8,7 +8,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance.guidance import Guidance
+from diffusers_cg.guidance.guidance import Guidance, check_per_image, per_image
 from diffusers_cg.guidance.guided_step import GuidedStep
 
 
@@ -20,7 +20,10 @@ class PredictionGuidance(Guidance):
     """
 
     def __init__(self, scale: float | Sequence[float] | torch.Tensor):
-        self.scale = torch.as_tensor(scale, dtype=torch.float32).reshape(-1, 1, 1, 1)
+        self.scale = per_image(scale)
+
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        check_per_image("`scale`", self.scale, shape)
 
     def other_noise(self, step: GuidedStep) -> torch.Tensor:
         """What the sample is led away from, (B, C, H, W)."""
@@ -40,6 +43,11 @@ class ClassifierFreeGuidance(PredictionGuidance):
         scale (`float` or one per image): w of diffusers, 1 + w of the paper: 1 is off.
     """
 
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        super().check(shape, class_labels)
+        if class_labels is None:
+            raise InputError("`class_labels` are missing: classifier-free guidance leads to one per image.")
+
     def other_noise(self, step: GuidedStep) -> torch.Tensor:
         return step.predict(step.sample, step.timestep, None).noise
 
@@ -56,6 +64,12 @@ class AutoGuidance(PredictionGuidance):
     def __init__(self, weak_unet: nn.Module, scale: float | Sequence[float] | torch.Tensor):
         super().__init__(scale)
         self.weak_unet = weak_unet
+
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        super().check(shape, class_labels)
+        channels = self.weak_unet.config.in_channels
+        if channels != shape[1]:
+            raise InputError(f"The weak unet reads {channels} channels, but samples have {shape[1]}.")
 
     def other_noise(self, step: GuidedStep) -> torch.Tensor:
         return step.predict(step.sample, step.timestep, step.class_labels, unet=self.weak_unet).noise

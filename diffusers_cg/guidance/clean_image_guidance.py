@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance.guidance import Guidance
+from diffusers_cg.guidance.classifier_guidance import check_labels, labels_of
+from diffusers_cg.guidance.guidance import Guidance, check_per_image, per_image
 from diffusers_cg.guidance.guided_step import GuidedStep
 
 
@@ -28,8 +29,11 @@ class CleanImageGuidance(Guidance):
     """
 
     def __init__(self, scale: float | Sequence[float] | torch.Tensor = 1.0, through_unet: bool = True):
-        self.scale = torch.as_tensor(scale, dtype=torch.float32).reshape(-1, 1, 1, 1)
+        self.scale = per_image(scale)
         self.through_unet = through_unet
+
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        check_per_image("`scale`", self.scale, shape)
 
     def log_likelihood(self, clean_images: torch.Tensor, step: GuidedStep) -> torch.Tensor:
         """f: log p(y | x_0) up to a constant, (B,), of images (B, C, H, W) that span about [-1, 1]."""
@@ -81,7 +85,8 @@ class CleanClassifierGuidance(CleanImageGuidance):
 
     Args:
         classify (callable): Images (B, C, H, W) in about [-1, 1] -> logits (B, number of classes); see [`image_classifier`].
-        class_labels (`int`, sequence of `int` or `torch.Tensor`): y, by the classifier's own numbers, one or (B,).
+        class_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): y, by the classifier's own numbers, one or
+            one per image (B,); those of the call otherwise.
         scale, through_unet: as in [`CleanImageGuidance`]. The paper goes without the unet's gradient, which is the default.
         joint_temperature, marginal_temperature (`float`): tau_1 and tau_2; the paper's best are 1 and 0.5.
         sine (`float`): gamma of the paper's schedule: the mean is shifted by Sigma_t + gamma sin(pi t / T) max Sigma in
@@ -91,7 +96,7 @@ class CleanClassifierGuidance(CleanImageGuidance):
     def __init__(
         self,
         classify: Callable[[torch.Tensor], torch.Tensor],
-        class_labels: int | Sequence[int] | torch.Tensor,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
         scale: float | Sequence[float] | torch.Tensor = 1.0,
         through_unet: bool = False,
         joint_temperature: float = 1.0,
@@ -100,15 +105,19 @@ class CleanClassifierGuidance(CleanImageGuidance):
     ):
         super().__init__(scale, through_unet)
         self.classify = classify
-        self.class_labels = torch.as_tensor(class_labels).to(torch.int64).reshape(-1)
+        self.class_labels = None if class_labels is None else torch.as_tensor(class_labels).to(torch.int64).reshape(-1)
         self.joint_temperature = joint_temperature
         self.marginal_temperature = marginal_temperature
         self.sine = sine
 
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        super().check(shape, class_labels)
+        check_labels(self.class_labels, class_labels, shape, getattr(self.classify, "num_classes", None))
+
     def log_likelihood(self, clean_images: torch.Tensor, step: GuidedStep) -> torch.Tensor:
         logits = self.classify(clean_images).float()
         step.cost["classifier"] += 1
-        class_labels = self.class_labels.to(logits.device).repeat(len(logits) // len(self.class_labels))
+        class_labels = labels_of(self.class_labels, step, len(logits))
         joint = self.joint_temperature * logits.gather(1, class_labels[:, None])[:, 0]
         return joint - (self.marginal_temperature * logits).logsumexp(dim=1)
 
@@ -143,6 +152,7 @@ def image_classifier(
     def classify(images: torch.Tensor) -> torch.Tensor:
         return model(pixel_values=prepare(images).to(model.dtype)).logits
 
+    classify.num_classes = model.config.num_labels
     return classify
 
 

@@ -53,6 +53,14 @@ class Guidance:
         """How often the step is taken, with its noise added back in between."""
         return 1
 
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        """Raises `InputError` where this guidance cannot guide a call, before anything is computed.
+
+        Args:
+            shape (`torch.Size`): Of the samples, (B, C, H, W).
+            class_labels (`torch.Tensor`, *optional*): The call's, (B,) int64.
+        """
+
     def clamped(self, max_norm: float) -> "Guidance":
         """This guidance with a gradient whose norm is at most `max_norm` in each image."""
         return Clamped(self, max_norm)
@@ -151,11 +159,40 @@ class GuidanceSum(Guidance):
                 prev_sample = guidance.correct(step, prev_sample)
         return prev_sample.detach()
 
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        for guidance in self.guidances:
+            guidance.check(shape, class_labels)
+
     def recurrences(self, step: GuidedStep) -> int:
         return max([1, *(guidance.recurrences(step) for guidance in self.guidances)])
 
 
-class Weighted(Guidance):
+class Changed(Guidance):
+    """Base of what changes another guidance: a subclass overrides what it changes."""
+
+    def __init__(self, guidance: Guidance):
+        self.guidance = guidance
+
+    def __call__(self, step: GuidedStep) -> torch.Tensor | float:
+        return self.guidance(step)
+
+    def mix(self, step: GuidedStep) -> torch.Tensor:
+        return self.guidance.mix(step)
+
+    def replace(self, step: GuidedStep) -> torch.Tensor:
+        return self.guidance.replace(step)
+
+    def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
+        return self.guidance.correct(step, prev_sample)
+
+    def recurrences(self, step: GuidedStep) -> int:
+        return self.guidance.recurrences(step)
+
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        self.guidance.check(shape, class_labels)
+
+
+class Weighted(Changed):
     """A guidance that goes `weight` times as far.
 
     Args:
@@ -164,8 +201,12 @@ class Weighted(Guidance):
     """
 
     def __init__(self, guidance: Guidance, weight: float | Sequence[float] | torch.Tensor):
-        self.guidance = guidance
-        self.weight = torch.as_tensor(weight, dtype=torch.float32).reshape(-1, 1, 1, 1)
+        super().__init__(guidance)
+        self.weight = per_image(weight)
+
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        check_per_image("`weight`", self.weight, shape)
+        super().check(shape, class_labels)
 
     def farther(self, there: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
         """`weight` times as far as from `here` to `there`."""
@@ -184,22 +225,14 @@ class Weighted(Guidance):
     def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
         return self.farther(self.guidance.correct(step, prev_sample), prev_sample)
 
-    def recurrences(self, step: GuidedStep) -> int:
-        return self.guidance.recurrences(step)
 
-
-class Clamped(Guidance):
-    """A guidance whose gradient is shortened in each image to a norm of at most `max_norm`.
-
-    Args:
-        guidance (`Guidance`).
-        max_norm (`float`).
-    """
+class Clamped(Changed):
+    """A guidance whose gradient is shortened in each image to a norm of at most `max_norm`."""
 
     def __init__(self, guidance: Guidance, max_norm: float):
         if not max_norm > 0:
             raise InputError(f"`max_norm` must be above 0, got {max_norm!r}.")
-        self.guidance = guidance
+        super().__init__(guidance)
         self.max_norm = max_norm
 
     def __call__(self, step: GuidedStep) -> torch.Tensor | float:
@@ -209,20 +242,8 @@ class Clamped(Guidance):
         norm = gradient.flatten(1).norm(dim=1).clamp(min=self.max_norm).reshape(-1, 1, 1, 1)
         return gradient * (self.max_norm / norm)
 
-    def mix(self, step: GuidedStep) -> torch.Tensor:
-        return self.guidance.mix(step)
 
-    def replace(self, step: GuidedStep) -> torch.Tensor:
-        return self.guidance.replace(step)
-
-    def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
-        return self.guidance.correct(step, prev_sample)
-
-    def recurrences(self, step: GuidedStep) -> int:
-        return self.guidance.recurrences(step)
-
-
-class Confined(Guidance):
+class Confined(Changed):
     """A guidance in a part of the steps; see [`Guidance.confined`]."""
 
     def __init__(self, guidance: Guidance, start: float, stop: float, sigmas: tuple[float, float], every: int):
@@ -231,7 +252,7 @@ class Confined(Guidance):
                 "A guidance is confined to 0 <= start < stop <= 1 and to rising noise levels, each step or every k-th, got "
                 f"start={start}, stop={stop}, sigmas={sigmas}, every={every}."
             )
-        self.guidance = guidance
+        super().__init__(guidance)
         self.start, self.stop = start, stop
         self.sigmas = sigmas
         self.every = every
@@ -257,3 +278,16 @@ class Confined(Guidance):
 
     def recurrences(self, step: GuidedStep) -> int:
         return self.guidance.recurrences(step) if self.is_active(step) else 1
+
+
+def per_image(numbers: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
+    """One number for all images or one for each, float32, broadcasting over samples: (1 or B, 1, 1, 1)."""
+    return torch.as_tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1, 1)
+
+
+def check_per_image(name: str, numbers: torch.Tensor, shape: torch.Size) -> None:
+    """Raises `InputError` unless the numbers are finite, and one or as many as the samples of this shape, (B, C, H, W)."""
+    if len(numbers) not in (1, shape[0]) or not bool(numbers.isfinite().all()):
+        raise InputError(
+            f"{name} must be a finite number, or one for each of the {shape[0]} images, got {numbers.flatten().tolist()}."
+        )

@@ -54,14 +54,14 @@ class GuidedStep:
 
     @property
     def alpha_prod_t(self) -> torch.Tensor:
-        """abar_t, 0-d."""
-        return self.alphas_cumprod[self.index]
+        """abar_t, (1, 1, 1, 1)."""
+        return self.alphas_cumprod[self.index].reshape(1, 1, 1, 1)
 
     @property
     def alpha_prod_t_prev(self) -> torch.Tensor:
-        """abar_{t-1}, 0-d: of the sample that the step leads to, 1 for the clean image."""
+        """abar_{t-1}, (1, 1, 1, 1): of the sample that the step leads to, 1 for the clean image."""
         last = self.index + 1 == self.num_steps
-        return torch.ones_like(self.alpha_prod_t) if last else self.alphas_cumprod[self.index + 1]
+        return torch.ones_like(self.alpha_prod_t) if last else self.alphas_cumprod[self.index + 1].reshape(1, 1, 1, 1)
 
     @cached_property
     def prediction(self) -> "Prediction":
@@ -113,12 +113,6 @@ class GuidedStep:
     def randn(self, shape: Sequence[int]) -> torch.Tensor:
         """Standard normal noise of the call's generator, float32."""
         return randn_tensor(tuple(shape), generator=self.generator, device=self.sample.device, dtype=torch.float32)
-
-    def rand(self, count: int) -> torch.Tensor:
-        """`count` numbers from [0, 1), of the call's generator (the first image's), on the CPU."""
-        generator = self.generator[0] if isinstance(self.generator, list) else self.generator
-        device = "cpu" if generator is None else generator.device
-        return torch.rand(count, generator=generator, device=device).cpu()
 
     def seeing(self, sample: torch.Tensor, prediction: "Prediction") -> "GuidedStep":
         """This step at another sample, and with what is seen in it."""

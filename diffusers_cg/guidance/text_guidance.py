@@ -47,25 +47,24 @@ class TextGuidance(CleanImageGuidance):
             self.text_embeds = F.normalize(_embeds(clip.get_text_features(**tokens)).float(), dim=-1)  # (1 or B, D)
 
     def log_likelihood(self, clean_images: torch.Tensor, step: GuidedStep) -> torch.Tensor:
-        views = [clean_images]
-        if self.num_cutouts:
-            views = [self._cutout(clean_images, step) for _ in range(self.num_cutouts)]
+        views = [self._cutouts(clean_images, step) for _ in range(self.num_cutouts)] or [self.prepare(clean_images)]
+        text_embeds = self.text_embeds.repeat(len(clean_images) // len(self.text_embeds), 1)
         similarities = []
         for view in views:
-            image_embeds = _embeds(self.clip.get_image_features(pixel_values=self.prepare(view).to(self.clip.dtype)))
-            step.cost["classifier"] += 1
-            text_embeds = self.text_embeds.repeat(len(view) // len(self.text_embeds), 1)
+            image_embeds = _embeds(self.clip.get_image_features(pixel_values=view.to(self.clip.dtype)))
             similarities.append((F.normalize(image_embeds.float(), dim=-1) * text_embeds).sum(dim=-1))
+        step.cost["classifier"] += len(views)
         return torch.stack(similarities).mean(dim=0)
 
-    @staticmethod
-    def _cutout(images: torch.Tensor, step: GuidedStep) -> torch.Tensor:
-        """A square of a random side and place, the same for all images of the batch."""
-        smaller = min(images.shape[2:])
-        side, top, left = step.rand(3).tolist()
-        side = round(smaller * (1 + side) / 2)
-        top, left = round((images.shape[2] - side) * top), round((images.shape[3] - side) * left)
-        return images[:, :, top : top + side, left : left + side]
+    def _cutouts(self, images: torch.Tensor, step: GuidedStep) -> torch.Tensor:
+        """A square of each image, of a random side and place, as CLIP takes them."""
+        height, width = images.shape[2:]
+        cutouts = []
+        for image, drawn in zip(images, torch.special.ndtr(step.randn((len(images), 3))).tolist()):
+            side = round(min(height, width) * (1 + drawn[0]) / 2)
+            top, left = round((height - side) * drawn[1]), round((width - side) * drawn[2])
+            cutouts.append(self.prepare(image[None, :, top : top + side, left : left + side]))
+        return torch.cat(cutouts)
 
 
 def _embeds(features) -> torch.Tensor:
