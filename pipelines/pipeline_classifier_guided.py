@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -18,10 +19,18 @@ from diffusers_cg.diffusion import (
     Generators,
     Prediction,
     check_eta,
+    check_trained_process,
     resolve_timesteps,
 )
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance import ClassifierGuidance, Guidance, GuidanceFunction, GuidanceSum, GuidedStep
+from diffusers_cg.guidance import (
+    ClassifierGuidance,
+    Guidance,
+    GuidanceFunction,
+    GuidanceSum,
+    GuidedStep,
+    keeping_weights,
+)
 from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.models.adm_trunk import height_and_width
 from diffusers_cg.pipelines.image_inputs import images_to_tensor
@@ -42,7 +51,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     r"""Base of the pipelines that sample from a diffusion model, guided by a classifier of noisy images.
 
     Args:
-        unet ([`ADMUNet2DModel`] or `UNet2DModel`): Predicts the noise, class-conditional or not.
+        unet ([`ADMUNet2DModel`] or `UNet2DModel`): Predicts the noise, the clean image or v, as the scheduler's
+            `prediction_type` says; class-conditional or not.
         scheduler (`SchedulerMixin`): Noise schedule and steps; turned into the pipeline's own kind where it can be, so
             that one saved folder serves every pipeline.
         classifier ([`NoisyClassifierModel`], *optional*): Guides; without it only `classifier_scale=0` is possible.
@@ -50,7 +60,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.
 
     Raises:
-        InputError: if the channels, the image size, or the number or names of the classes of unet and classifier differ.
+        InputError: if the channels, the image size, or the number or names of the classes of unet and classifier differ, or
+            one of them states that it was trained with another process than the scheduler's.
     """
 
     model_cpu_offload_seq = "unet->classifier"
@@ -72,8 +83,10 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     ):
         super().__init__()
         self.check_unet(unet)
-        check_classifier(unet, classifier)
-        self.register_modules(unet=unet, scheduler=self.convert_scheduler(scheduler, unet), classifier=classifier)
+        scheduler = self.convert_scheduler(scheduler, unet)
+        check_components(unet, scheduler, classifier)
+        GaussianDiffusion.from_scheduler(scheduler)  # says what it does not cover
+        self.register_modules(unet=unet, scheduler=scheduler, classifier=classifier)
         self.register_to_config(
             ddpm_num_inference_steps=ddpm_num_inference_steps,
             ddpm_classifier_scale=ddpm_classifier_scale,
@@ -120,9 +133,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         Raises:
             InputError: if labels are out of range, not integers or of another number.
         """
-        if batch_size is not None and (
-            isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
-        ):
+        if batch_size is not None and not is_positive_integer(batch_size):
             raise InputError(f"`batch_size` must be a positive whole number, got {batch_size!r}.")
         if class_labels is None:
             return None
@@ -219,21 +230,36 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the unet's images."""
+        """(C, H, W) of the images that the unet was trained on."""
         return self.unet.config.in_channels, *height_and_width(self.unet.config.sample_size)
 
+    def prepare_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """(C, H, W) of a call's images: the unet's own sides, or others that it can halve as often as it has to.
+
+        Raises:
+            InputError: if a side is no positive multiple of what the unet divides it by, or missing where the unet states
+                none.
+        """
+        channels, *own = self.sample_shape
+        sides = [own_side if side is None else side for side, own_side in zip((height, width), own)]
+        if None in sides:
+            raise InputError("This unet states no `sample_size`: pass `height` and `width`.")
+        divisor = 2 ** (len(self.unet.down_blocks) - 1)
+        if not all(is_positive_integer(side) and side % divisor == 0 for side in sides):
+            raise InputError(
+                f"`height` and `width` must be positive multiples of {divisor}, got {height} and {width}."
+            )
+        return channels, *map(int, sides)
+
     def prepare_latents(
-        self,
-        batch_size: int,
-        generator: Generators,
-        latents: torch.Tensor | None,
+        self, batch_size: int, generator: Generators, latents: torch.Tensor | None, shape: tuple[int, int, int]
     ) -> torch.Tensor:
-        """The initial sample (B, C, H, W), float32: standard normal noise, or `latents`.
+        """The initial sample (B, C, H, W), float32: standard normal noise, or `latents`; `shape` is (C, H, W).
 
         Raises:
             InputError: if `latents` has another shape or type, or the generators another number or type.
         """
-        shape = (batch_size, *self.sample_shape)
+        shape = (batch_size, *shape)
         generators = generator if isinstance(generator, list) else [generator]
         if any(one is not None and not isinstance(one, torch.Generator) for one in generators):
             raise InputError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
@@ -252,22 +278,23 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     def prepare_steps(
         self, num_inference_steps: int | None, timesteps: Sequence[int] | None
     ) -> tuple[SchedulerMixin, GaussianDiffusion]:
-        """A scheduler of the call's own, set to its timesteps, and the process over them.
+        """A scheduler of the call's own, set to its timesteps, and the process over them, each once.
 
         What the pipeline holds now counts, whether it was given to the constructor or assigned since.
 
         Raises:
             InputError: if both are given, or one cannot be meant; if the scheduler is of a kind that this pipeline cannot
-                step, or unet and classifier do not fit together.
+                step, or it, unet and classifier do not fit together.
         """
         if num_inference_steps is not None and timesteps is not None:
             raise InputError("Pass either `num_inference_steps` or `timesteps`, not both.")
-        if num_inference_steps is None:
-            num_inference_steps = self.config[f"{self.algorithm}_num_inference_steps"]
-        check_classifier(self.unet, self.classifier)
         scheduler = deepcopy(self.convert_scheduler(self.scheduler, self.unet))
+        check_components(self.unet, scheduler, self.classifier)
+        if num_inference_steps is None:
+            saved = self.config[f"{self.algorithm}_num_inference_steps"]
+            num_inference_steps = min(saved, scheduler.config.num_train_timesteps)
         timesteps = resolve_timesteps(scheduler, num_inference_steps, timesteps)
-        return scheduler, GaussianDiffusion.from_scheduler(scheduler, timesteps)
+        return scheduler, GaussianDiffusion.from_scheduler(scheduler, sorted(set(timesteps), reverse=True))
 
     def prepare_guidance(
         self,
@@ -275,11 +302,13 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         class_labels: torch.Tensor | None,
         classifier_scale: float | Sequence[float] | torch.Tensor | None,
         batch_size: int,
+        shape: tuple[int, int, int],
     ) -> GuidanceSum:
         """What guides a call: the classifier at a scale above 0, and what the user gave; a sum of nothing for no guidance.
 
         Raises:
-            InputError: if a classifier or labels are missing, or the guidance is none.
+            InputError: if a classifier or labels are missing, the classifier cannot read images of `shape` (C, H, W), or the
+                guidance is none.
         """
         if classifier_scale is None:  # the saved one, unless another guidance is to stand in its place
             alone = guidance is None and self.classifier is not None
@@ -288,6 +317,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         uses_classifier = bool((scale > 0).any())
         if uses_classifier and self.classifier is None:
             raise InputError("This pipeline has no classifier: pass `classifier_scale=0`, or load it with one.")
+        if uses_classifier:
+            check_classifier_reads(self.classifier, shape)
         if class_labels is None and (self.is_conditional or uses_classifier):
             needed = "the class-conditional unet" if self.is_conditional else "guidance (`classifier_scale` above 0)"
             raise InputError(f"`class_labels` are missing: {needed} needs one per image.")
@@ -327,13 +358,16 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         guidance: Guidance | GuidanceFunction | None = None,
         eta: float = 0.0,
         output_type: str = "pil",
+        height: int | None = None,
+        width: int | None = None,
     ) -> None:
         """Raises `InputError` where a call with these arguments would; nothing is computed or drawn."""
         self.check_output_type(output_type)
-        check_eta(eta, self.scheduler)
+        shape = self.prepare_shape(height, width)
         labels = self.prepare_class_labels(class_labels, batch_size)
-        self.prepare_steps(num_inference_steps, timesteps)
-        self.prepare_guidance(guidance, labels, classifier_scale, num_images(labels, batch_size))
+        scheduler, _ = self.prepare_steps(num_inference_steps, timesteps)
+        check_eta(eta, scheduler)
+        self.prepare_guidance(guidance, labels, classifier_scale, num_images(labels, batch_size), shape)
 
     def check_output_type(self, output_type: str) -> None:
         """Raises `InputError` unless images of the model's channels can be returned as `output_type`."""
@@ -378,7 +412,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         inputs = {"class_labels": class_labels} if self.is_conditional else {}
         if low_res is not None:
             inputs["low_res"] = low_res
-        model_output = self.unet(sample.to(self.unet.dtype), timestep, **inputs).sample.float()
+        with keeping_weights():
+            model_output = self.unet(sample.to(self.unet.dtype), timestep, **inputs).sample.float()
         return diffusion.predict(model_output, sample, timestep, diffusion.clip_range)
 
     def look(
@@ -390,9 +425,10 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         diffusion: GaussianDiffusion,
         guidance: Guidance,
         class_labels: torch.Tensor | None,
+        num_steps: int,
         low_res: torch.Tensor | None = None,
     ) -> GuidedStep:
-        """The step from x_t, the `index`-th, as guidances see it; its prediction is what they make of the unet's."""
+        """The step from x_t, the `index`-th of `num_steps`, as guidances see it; its prediction is what they make of the unet's."""
         timestep = torch.tensor(t, device=sample.device)
         predict = partial(self.predict, low_res=low_res, diffusion=diffusion)
 
@@ -405,9 +441,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             return replace(prediction, pred_original_sample=guidance.replace(step.seeing(sample, prediction)))
 
         alpha_prod_t = diffusion.coefficient("abar", timestep, sample)
-        step = GuidedStep(
-            sample, timestep, class_labels, alpha_prod_t, predict, guided, index, len(diffusion.timesteps)
-        )
+        step = GuidedStep(sample, timestep, class_labels, alpha_prod_t, predict, guided, index, num_steps)
         return step
 
     def progress(self, timesteps: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -422,7 +456,16 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
                 progress_bar.update()
 
     def finish(self, latents: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
-        """Turns x_0 (B, C, H, W) into images of `output_type`, and releases offloaded models."""
+        """Turns x_0 (B, C, H, W) into images of `output_type`, and releases offloaded models.
+
+        Raises:
+            InputError: if some are not finite.
+        """
+        if not bool(latents.isfinite().all()):
+            raise InputError(
+                "The images are not finite: the unet's output overflows. Try a wider dtype (torch_dtype=torch.bfloat16 or "
+                "float32), and see whether its weights and the scheduler are those that it was trained with."
+            )
         images = self.image_processor.postprocess(latents, output_type=output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
@@ -440,15 +483,33 @@ def num_images(class_labels: torch.Tensor | None, batch_size: int | None) -> int
     return batch_size or 1 if class_labels is None else len(class_labels)
 
 
-def check_classifier(unet: UNet2DModel, classifier: NoisyClassifierModel | None) -> None:
-    """Raises `InputError` where the classifier, if there is one, cannot read the unet's samples or knows other classes."""
+def is_positive_integer(value: object) -> bool:
+    """Whether the value counts something: an `int` or NumPy's, at least 1."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+
+
+def check_components(
+    unet: UNet2DModel, scheduler: SchedulerMixin, classifier: NoisyClassifierModel | None = None
+) -> None:
+    """Raises `InputError` where the parts of a pipeline do not fit together.
+
+    That is, where the classifier, if there is one, cannot read the unet's samples or knows other classes, or where one of
+    the two was trained with another process than the scheduler's.
+    """
+    check_trained_process(scheduler, unet=unet)
     if classifier is None:
         return
+    if "num_classes" not in getattr(classifier, "config", {}):
+        raise InputError(
+            f"`classifier` must be a NoisyClassifierModel, got {type(classifier).__name__}: a network of another make guides "
+            "by `guidance=`, a function of a step."
+        )
+    check_trained_process(scheduler, classifier=classifier)
 
-    facts = [
-        ("channels", unet.config.in_channels, classifier.config.in_channels),
-        ("image size", height_and_width(unet.config.sample_size), height_and_width(classifier.config.sample_size)),
-    ]
+    facts = [("channels", unet.config.in_channels, classifier.config.in_channels)]
+    if unet.config.sample_size is not None:
+        sizes = (height_and_width(model.config.sample_size) for model in (unet, classifier))
+        facts.append(("image size", *sizes))
     if unet.config.num_class_embeds is not None:
         facts.append(("number of classes", unet.config.num_class_embeds, classifier.config.num_classes))
     names = [model.config.get("class_names") for model in (unet, classifier)]
@@ -460,3 +521,18 @@ def check_classifier(unet: UNet2DModel, classifier: NoisyClassifierModel | None)
                 f"Unet and classifier do not fit together: the {name} of the unet is {of_unet}, that of the classifier "
                 f"{of_classifier}."
             )
+
+
+def check_classifier_reads(classifier: NoisyClassifierModel, shape: tuple[int, int, int]) -> None:
+    """Raises `InputError` where the classifier cannot read images of `shape` (C, H, W), which the unet can draw."""
+    sides, own = shape[1:], height_and_width(classifier.config.sample_size)
+    divisor = 2 ** (len(classifier.config.channel_multipliers) - 1)
+    if sides == own:
+        return
+    if classifier.config.pool == "attention":
+        raise InputError(
+            f"The classifier pools by attention and reads images of {own} alone, not of {sides}: pass `classifier_scale=0`, or "
+            "use a classifier with another `pool`."
+        )
+    if any(side % divisor for side in sides):
+        raise InputError(f"The classifier reads images whose sides are multiples of {divisor}, not of {sides}.")

@@ -39,14 +39,16 @@ def denoise_by_ddim(
 ) -> torch.Tensor:
     """Algorithm 2, from x_T to x_0, (B, C, H, W), float32: the scheduler's steps on eps - sqrt(1 - abar_t) s grad log p(y|x_t).
 
-    The noise follows from the clipped image, and is not clipped again once it is guided.
+    The noise follows from the clipped image, and is not clipped again once it is guided. The scheduler is the call's own, and
+    is changed.
     """
     if guidance.guidances:
         warn_of_amplification(diffusion)
+    timesteps = scheduler.timesteps.tolist()
     scheduler = scheduler_on_guided_noise(scheduler, diffusion)
     accepted = inspect.signature(scheduler.step).parameters
     options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
-    for i, t in pipe.progress(diffusion.timesteps.tolist()):
+    for i, t in pipe.progress(timesteps):
         step = look(sample, t, i)
         gradient = guidance(step)  # s grad log p(y | x_t)
         noise = diffusion.predict_noise(step.pred_original_sample, sample, step.timestep)
@@ -77,11 +79,12 @@ def invert_by_ddim(
 class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
     r"""Samples by DDIM on guided noise: eps - sqrt(1 - abar_t) s grad log p(y|x_t).
 
-    The guidance lives in noise space, so `scheduler` may be any scheduler of diffusers that steps on noise predictions and
-    keeps variance (DPM-Solver++, UniPC, ...).
+    The guidance lives in noise space, so `scheduler` may be any scheduler of diffusers that steps on noise and keeps variance
+    (DPM-Solver++, UniPC, DEIS, PNDM), whatever the unet predicts.
 
     Args:
-        unet ([`ADMUNet2DModel`] or `UNet2DModel`): Predicts the noise, class-conditional or not.
+        unet ([`ADMUNet2DModel`] or `UNet2DModel`): Predicts the noise, the clean image or v, as the scheduler's
+            `prediction_type` says; class-conditional or not.
         scheduler (`SchedulerMixin`): Noise schedule and steps; a `DDPMScheduler` is turned into a `DDIMScheduler` of the
             same schedule, so that one saved folder serves this pipeline and [`ClassifierGuidedDDPMPipeline`].
         classifier ([`NoisyClassifierModel`], *optional*): Guides; without it only `classifier_scale=0` is possible.
@@ -113,6 +116,8 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
+        height: int | None = None,
+        width: int | None = None,
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' convention, not changed)
@@ -122,7 +127,7 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         Args:
             eta (`float`): Noise added at each step: 0 is DDIM, 1 as much as DDPM adds. For a `DDIMScheduler` only.
             class_labels, num_inference_steps, timesteps, classifier_scale, guidance, batch_size, generator, latents,
-                output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: as in
+                output_type, height, width, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: as in
                 [`ClassifierGuidedDDPMPipeline.__call__`].
 
         Returns:
@@ -131,15 +136,22 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         Raises:
             InputError: if an input is out of range or missing; nothing has been computed by then.
         """
-        check_eta(eta, self.scheduler)
         self.check_output_type(output_type)
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        shape = self.prepare_shape(height, width)
         labels = self.prepare_class_labels(class_labels, batch_size)
         batch_size = num_images(labels, batch_size)
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape)
         scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
-        latents = self.prepare_latents(batch_size, generator, latents)  # last: it draws noise
-        look = partial(self.look, diffusion=diffusion, guidance=guidance, class_labels=labels)
+        check_eta(eta, scheduler)
+        latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
+        look = partial(
+            self.look,
+            diffusion=diffusion,
+            guidance=guidance,
+            class_labels=labels,
+            num_steps=len(scheduler.timesteps),
+        )
         sample = denoise_by_ddim(self, latents, diffusion, look, guidance, generator, on_step_end, scheduler, eta)
         return self.finish(sample, output_type, return_dict)
 
@@ -150,6 +162,8 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         class_labels: int | Sequence[int] | torch.Tensor | None = None,
         num_inference_steps: int | None = None,
         timesteps: Sequence[int] | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> torch.Tensor:
         """Runs DDIM backwards, without guidance, from images to the noise that gives them back.
 
@@ -164,6 +178,7 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
                 class-conditional unet.
             num_inference_steps (`int`, *optional*): Steps; the saved default of sampling otherwise.
             timesteps (sequence of `int`, *optional*): The timesteps of sampling, decreasing, in place of a number.
+            height, width (`int`, *optional*): Of the images, where they are not of the unet's training size.
 
         Returns:
             `torch.Tensor`: Latents (B, C, H, W), float32.
@@ -171,11 +186,18 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         Raises:
             InputError: if an input is out of range or missing; nothing has been computed by then.
         """
-        sample = self.prepare_image(image, self.sample_shape)
+        shape = self.prepare_shape(height, width)
+        sample = self.prepare_image(image, shape)
         labels = self.prepare_class_labels(class_labels, len(sample))
-        unguided = self.prepare_guidance(None, labels, 0.0, len(sample))
+        unguided = self.prepare_guidance(None, labels, 0.0, len(sample), shape)
         _, diffusion = self.prepare_steps(num_inference_steps, timesteps)
-        look = partial(self.look, diffusion=diffusion, guidance=unguided, class_labels=labels)
+        look = partial(
+            self.look,
+            diffusion=diffusion,
+            guidance=unguided,
+            class_labels=labels,
+            num_steps=len(diffusion.timesteps),
+        )
         upwards = diffusion.timesteps.tolist()[::-1]
         if timesteps is not None:
             upwards.pop()  # of a number of steps, one more leads from the last timestep to pure noise, as the reference's

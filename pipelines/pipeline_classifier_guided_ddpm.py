@@ -46,7 +46,8 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
     r"""Samples by DDPM, each step's mean shifted by s Sigma grad log p(y|x_t).
 
     Args:
-        unet ([`ADMUNet2DModel`] or `UNet2DModel`): Predicts the noise, class-conditional or not.
+        unet ([`ADMUNet2DModel`] or `UNet2DModel`): Predicts the noise, the clean image or v, as the scheduler's
+            `prediction_type` says; class-conditional or not.
         scheduler (`SchedulerMixin`): Noise schedule and steps; any but a `DDPMScheduler` is turned into one of the same
             schedule, so that one saved folder serves this pipeline and [`ClassifierGuidedDDIMPipeline`].
         classifier ([`NoisyClassifierModel`], *optional*): Guides; without it only `classifier_scale=0` is possible.
@@ -77,6 +78,8 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         generator: Generators = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
+        height: int | None = None,
+        width: int | None = None,
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' convention, not changed)
@@ -98,6 +101,8 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
             latents (`torch.Tensor`, *optional*): Initial noise (B, C, H, W) in place of a drawn one.
             output_type (`str`): `"pil"`; `"np"` (B, H, W, C) or `"pt"` (B, C, H, W) in [0, 1]; `"latent"`: the raw
                 sample (B, C, H, W), float32, about [-1, 1], not clipped or rounded.
+            height, width (`int`, *optional*): Of the images, multiples of what the unet's levels divide; its training size
+                otherwise. A classifier that pools by attention reads its own size alone.
             return_dict (`bool`): Whether to return an `ImagePipelineOutput` or a tuple.
             callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": x_{t-1}})` after every step; may
                 return a dictionary with other `latents`.
@@ -111,11 +116,18 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         """
         self.check_output_type(output_type)
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        shape = self.prepare_shape(height, width)
         labels = self.prepare_class_labels(class_labels, batch_size)
         batch_size = num_images(labels, batch_size)
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape)
         _, diffusion = self.prepare_steps(num_inference_steps, timesteps)
-        latents = self.prepare_latents(batch_size, generator, latents)  # last: it draws noise
-        look = partial(self.look, diffusion=diffusion, guidance=guidance, class_labels=labels)
+        latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
+        look = partial(
+            self.look,
+            diffusion=diffusion,
+            guidance=guidance,
+            class_labels=labels,
+            num_steps=len(diffusion.timesteps),
+        )
         sample = denoise_by_ddpm(self, latents, diffusion, look, guidance, generator, on_step_end)
         return self.finish(sample, output_type, return_dict)

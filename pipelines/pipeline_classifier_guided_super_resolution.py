@@ -5,7 +5,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from diffusers import DDPMScheduler, ImagePipelineOutput, SchedulerMixin
+from diffusers import ImagePipelineOutput, SchedulerMixin
 from diffusers.image_processor import PipelineImageInput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -14,6 +14,7 @@ from diffusers_cg.diffusion import (
     augment_low_res,
     check_augmentation_level,
     check_eta,
+    is_ancestral,
     to_ddim_scheduler,
     to_ddpm_scheduler,
 )
@@ -84,14 +85,14 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
 
     def convert_scheduler(self, scheduler: SchedulerMixin, unet: ADMUNet2DModel) -> SchedulerMixin:
         """`scheduler` itself; refused where the steps of its kind cannot be taken."""
-        if isinstance(scheduler, DDPMScheduler):
+        if is_ancestral(scheduler):
             return to_ddpm_scheduler(scheduler, unet.predicts_variance)
         return to_ddim_scheduler(scheduler)
 
     @property
     def algorithm(self) -> Literal["ddpm", "ddim"]:
         """Whose steps a call takes, and whose saved defaults: those of a `DDPMScheduler`, or those on guided noise."""
-        return "ddpm" if isinstance(self.scheduler, DDPMScheduler) else "ddim"
+        return "ddpm" if is_ancestral(self.scheduler) else "ddim"
 
     @property
     def low_res_shape(self) -> tuple[int, int, int]:
@@ -140,22 +141,30 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         Raises:
             InputError: if an input is out of range or missing; nothing has been computed by then.
         """
-        check_eta(eta, self.scheduler)
         check_augmentation_level("low_res_noise", low_res_noise)
         check_augmentation_level("low_res_blur", low_res_blur)
         self.check_output_type(output_type)
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        shape = self.prepare_shape()
         low_res = self.prepare_image(image, self.low_res_shape)
         labels = self.prepare_class_labels(class_labels, len(low_res))
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res))
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res), shape)
         scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
-        latents = self.prepare_latents(len(low_res), generator, latents)
+        check_eta(eta, scheduler)
+        latents = self.prepare_latents(len(low_res), generator, latents, shape)
         noise = None
         if low_res_noise:
             noise = randn_tensor(low_res.shape, generator=generator, device=low_res.device, dtype=low_res.dtype)
         low_res = augment_low_res(low_res, low_res_noise, low_res_blur, noise)
 
-        look = partial(self.look, diffusion=diffusion, guidance=guidance, class_labels=labels, low_res=low_res)
+        look = partial(
+            self.look,
+            diffusion=diffusion,
+            guidance=guidance,
+            class_labels=labels,
+            num_steps=len(scheduler.timesteps),
+            low_res=low_res,
+        )
         inputs = (self, latents, diffusion, look, guidance, generator, on_step_end)
         sample = denoise_by_ddpm(*inputs) if self.algorithm == "ddpm" else denoise_by_ddim(*inputs, scheduler, eta)
         return self.finish(sample, output_type, return_dict)

@@ -17,6 +17,8 @@ from diffusers_cg.errors import InputError
 
 
 STATE_FILE = "training_state.json"
+PROCESS = {"num_train_timesteps", "rescale_timesteps", "beta_schedule", "prediction_type"}  # what a model states of it
+BEFORE = {"prediction_type": "epsilon", "rescale_timesteps": False}  # of trainings that had no such settings yet
 TORCH_WRITER = "inline_container.cc"  # whose RuntimeError says no more than that a file is not as long as it should be
 
 T = TypeVar("T")
@@ -161,13 +163,13 @@ def _matching_state(directory: Path, model_config: dict[str, Any], settings: dic
         name
         for name in model_config.keys() | state["model_config"].keys()
         if not name.startswith("_")
-        and name != "class_names"  # the settings have them
+        and name not in {"class_names", *PROCESS}  # the settings have them
         and model_config.get(name) != state["model_config"].get(name)
     )
     if differing:
         stated = ", ".join(f"{n}={state['model_config'].get(n)} (now {model_config.get(n)})" for n in differing)
         raise InputError(f"{directory} is a checkpoint of another architecture: {stated}.")
-    then = {**settings, **state["settings"]}
+    then = {**settings, **BEFORE, **state["settings"]}
     changed = [
         f"{name}={reprlib.repr(then[name])}, now it is {reprlib.repr(now)}"
         for name, now in settings.items()

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import tyro
 from accelerate.utils import LoggerType
@@ -28,7 +28,7 @@ from pydantic import (
 )
 
 from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
-from diffusers_cg.diffusion import LossSecondMomentSampler, LossType, UniformSampler, resolve_loss_type
+from diffusers_cg.diffusion import LossSecondMomentSampler, LossType, PredictionType, UniformSampler, resolve_loss_type
 from diffusers_cg.errors import InputError
 from diffusers_cg.hub.publishing import check_repo_id
 from diffusers_cg.models.fine_tuning import scaled_attention_resolutions
@@ -55,6 +55,10 @@ ARCHITECTURE = {
     "dropout": "dropout",
     "norm_num_groups": "norm_num_groups",
     "pool": "pool",
+    "ddpm_num_steps": "num_train_timesteps",
+    "ddpm_beta_schedule": "beta_schedule",
+    "rescale_timesteps": "rescale_timesteps",
+    "prediction_type": "prediction_type",
 }
 HEADS = ("attention_head_dim", "num_attention_heads")  # one fact in two ways: who states one leaves the other out
 
@@ -130,8 +134,8 @@ class NetworkSettings(Settings):
     as far as they are not set."""
     init_from: str | None = None
     """Fine-tune: start from a checkpoint of OpenAI's (.pt), a model or a pipeline (a folder, or an id on the Hub). The
-    architecture is taken from it; layers that do not fit the classes, channels or resolution start anew. The noise
-    schedule is not: see --ddpm_beta_schedule."""
+    architecture is taken from it; layers that do not fit the classes, channels or resolution start anew. So is the noise
+    schedule where it states one: else see --ddpm_beta_schedule."""
     resolution: PositiveInt | None = None
     """Images are resized and cropped to this side: the preset's, else that of --init_from, else 64."""
     channels: Literal[1, 3, 4] | None = None
@@ -186,12 +190,15 @@ class TrainingSettings(NetworkSettings, DataSettings):
     """Batches of each process per optimizer step: 1, or what --total_batch_size takes."""
     gradient_checkpointing: bool = False
     """Less memory, more computation."""
-    ddpm_num_steps: Annotated[PositiveInt, RESUMED] = 1000
-    """Timesteps T of the diffusion."""
+    ddpm_num_steps: Annotated[PositiveInt | None, RESUMED] = None
+    """Timesteps T of the diffusion: those that --init_from states, else 1000."""
+    rescale_timesteps: Annotated[bool | None, RESUMED] = None
+    """Show the network t * 1000 / T in place of t: as --init_from does, else no."""
     ddpm_beta_schedule: Annotated[
         Literal["linear", "squaredcos_cap_v2", "scaled_linear", "sigmoid", "laplace"] | None, RESUMED
     ] = None
-    """Noise schedule, by diffusers' name (squaredcos_cap_v2 is the cosine one): the preset's, else linear."""
+    """Noise schedule, by diffusers' name (squaredcos_cap_v2 is the cosine one): the preset's, else the one that --init_from
+    states, else linear."""
     timestep_sampler: Annotated[Literal[tuple(TIMESTEP_SAMPLERS)], RESUMED] = "uniform"
     """Timesteps to train on: all alike, or in proportion to their recent losses."""
     learning_rate: Annotated[PositiveFloat | None, RESUMED] = None
@@ -254,7 +261,9 @@ class TrainingSettings(NetworkSettings, DataSettings):
         "resnet_time_scale_shift": "scale_shift",
         "dropout": 0.0,
         "norm_num_groups": 32,
+        "ddpm_num_steps": 1000,
         "ddpm_beta_schedule": "linear",
+        "rescale_timesteps": False,
     }
     """Of what is None: what neither a preset nor a pretrained model says."""
     kind: ClassVar[str]
@@ -390,6 +399,9 @@ class UNetSettings(TrainingSettings):
     """Tell the unet the class, or let the classifier alone decide."""
     learn_variance: bool = True
     """Learned-range variance and the hybrid loss, or a fixed variance and L_simple."""
+    prediction_type: Annotated[Literal[get_args(PredictionType)] | None, RESUMED] = None
+    """What the network predicts: epsilon (the noise), sample (the clean image) or v_prediction: what --init_from does, else
+    epsilon."""
     loss: Annotated[LossType | None, RESUMED] = None
     """rescaled_hybrid by default, simple with a fixed variance: see `diffusers_cg.diffusion.training_losses`."""
     lambda_vlb: Annotated[FiniteFloat | None, RESUMED] = None
@@ -412,6 +424,7 @@ class UNetSettings(TrainingSettings):
         **TrainingSettings.defaults,
         "base_channels": 192,
         "layers_per_block": 3,
+        "prediction_type": "epsilon",
         "learning_rate": 1e-4,
         "adam_weight_decay": 0.0,
     }

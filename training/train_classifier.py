@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
 
 from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
 from diffusers_cg.data import ImageSet, ImageStream, open_folder
-from diffusers_cg.diffusion import UniformSampler
+from diffusers_cg.diffusion import UniformSampler, training_scheduler
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.models.fine_tuning import load_pretrained
 from diffusers_cg.training.config import ClassifierSettings, parse_settings
@@ -70,7 +69,7 @@ def train(settings: ClassifierSettings) -> None:
     classifier = make_classifier(settings, class_names)
     if pretrained is not None:
         start_from(accelerator, classifier, pretrained, settings.init_from)
-    scheduler = DDPMScheduler(num_train_timesteps=settings.ddpm_num_steps, beta_schedule=settings.ddpm_beta_schedule)
+    scheduler = training_scheduler(settings.ddpm_num_steps, settings.ddpm_beta_schedule)
     diffusion = GaussianDiffusion.from_scheduler(scheduler)
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffusers_cg import (
@@ -31,7 +31,7 @@ from diffusers_cg import (
     NoisyClassifierModel,
 )
 from diffusers_cg.data.grids import image_grid
-from diffusers_cg.diffusion import augment_low_res, to_ddim_scheduler, training_losses
+from diffusers_cg.diffusion import augment_low_res, to_ddim_scheduler, training_losses, training_scheduler
 from diffusers_cg.errors import InputError
 from diffusers_cg.generation import draw_images
 from diffusers_cg.models.fine_tuning import load_pretrained
@@ -122,11 +122,11 @@ def train(settings: UNetSettings) -> None:
     unet = make_unet(settings, class_names)
     if pretrained is not None:
         start_from(accelerator, unet, pretrained, settings.init_from)
-    scheduler = DDPMScheduler(
-        num_train_timesteps=settings.ddpm_num_steps,
-        beta_schedule=settings.ddpm_beta_schedule,
-        variance_type="learned_range" if settings.learn_variance else "fixed_large",
-        timestep_spacing="linspace",
+    scheduler = training_scheduler(
+        settings.ddpm_num_steps,
+        settings.ddpm_beta_schedule,
+        settings.prediction_type,
+        "learned_range" if settings.learn_variance else "fixed_large",
     )
 
     def make_pipeline(unet, scheduler, classifier=None):

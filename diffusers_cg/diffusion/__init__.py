@@ -2,7 +2,13 @@
 
 from diffusers_cg.diffusion.bits_per_dimension import BitsPerDimension, bits_per_dimension
 from diffusers_cg.diffusion.conditioning_augmentation import augment_low_res, check_augmentation_level, gaussian_blur
-from diffusers_cg.diffusion.gaussian_diffusion import Gaussian, GaussianDiffusion, Prediction, split_model_output
+from diffusers_cg.diffusion.gaussian_diffusion import (
+    Gaussian,
+    GaussianDiffusion,
+    Prediction,
+    PredictionType,
+    split_model_output,
+)
 from diffusers_cg.diffusion.generators import Generators, seeded_generator
 from diffusers_cg.diffusion.losses import (
     LossType,
@@ -14,10 +20,13 @@ from diffusers_cg.diffusion.losses import (
 )
 from diffusers_cg.diffusion.schedulers import (
     check_eta,
+    check_trained_process,
+    is_ancestral,
     resolve_timesteps,
     scheduler_on_guided_noise,
     to_ddim_scheduler,
     to_ddpm_scheduler,
+    training_scheduler,
     warn_of_amplification,
 )
 from diffusers_cg.diffusion.timestep_samplers import LossSecondMomentSampler, TimestepSampler, UniformSampler
@@ -31,6 +40,7 @@ __all__ = [
     "LossSecondMomentSampler",
     "LossType",
     "Prediction",
+    "PredictionType",
     "TimestepSampler",
     "TrainingLosses",
     "UniformSampler",
@@ -38,7 +48,9 @@ __all__ = [
     "bits_per_dimension",
     "check_augmentation_level",
     "check_eta",
+    "check_trained_process",
     "gaussian_blur",
+    "is_ancestral",
     "prior_term",
     "resolve_loss_type",
     "resolve_timesteps",
@@ -48,6 +60,7 @@ __all__ = [
     "to_ddim_scheduler",
     "to_ddpm_scheduler",
     "training_losses",
+    "training_scheduler",
     "variational_bound_term",
     "warn_of_amplification",
 ]

@@ -44,8 +44,8 @@ def bits_per_dimension(
 
     Args:
         diffusion (`GaussianDiffusion`): The process, over all timesteps or a subset of them.
-        model (callable): What the network says of x_t (B, C, H, W) at timesteps (B,) int64: the predicted noise, or
-            (B, 2C, H, W) with a learned variance.
+        model (callable): What the network says of x_t (B, C, H, W) at timesteps (B,) int64: see
+            [`GaussianDiffusion.predict`].
         clean_images (`torch.Tensor`): 8-bit images in [-1, 1], (B, C, H, W), float32.
         generator (`torch.Generator` or one per image, *optional*): Source of the noise, timestep after timestep.
         clip_range (`float`, *optional*): Bound on the absolute value of predicted clean images; None for no clipping.

@@ -4,6 +4,7 @@
 """
 
 import math
+from numbers import Real
 
 import torch
 
@@ -34,7 +35,7 @@ def augment_low_res(
 
 def check_augmentation_level(name: str, level: float) -> None:
     """Raises `InputError` unless the level of an augmentation is a finite number of at least 0."""
-    if isinstance(level, bool) or not isinstance(level, int | float) or not (level >= 0 and math.isfinite(level)):
+    if isinstance(level, bool) or not isinstance(level, Real) or not (level >= 0 and math.isfinite(level)):
         raise InputError(f"`{name}` must be a finite number of at least 0 (off), got {level!r}.")
 
 

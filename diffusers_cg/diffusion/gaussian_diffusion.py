@@ -11,6 +11,7 @@ from diffusers_cg.errors import InputError
 
 
 VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned_range"]
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
 # between whole timesteps: tables that follow from their logarithm, and from sigma = sqrt(1 / abar - 1)
 VARIANCES = {"posterior_variance": "posterior_log_variance", "large_variance": "large_log_variance"}
@@ -40,8 +41,7 @@ class Prediction:
 
     Args:
         noise (`torch.Tensor`): eps, as the network says it.
-        pred_original_sample (`torch.Tensor`): The clean image x_0 that x_t and this noise imply, clipped if that was
-            asked for.
+        pred_original_sample (`torch.Tensor`): The clean image x_0, as the network says it; clipped if that was asked for.
         variance, log_variance (`torch.Tensor`): Sigma of p(x_{t-1} | x_t), learned or fixed.
     """
 
@@ -68,6 +68,8 @@ class GaussianDiffusion:
         variance_type (`str`): Variance of p, by diffusers' names: `"fixed_small"` (the posterior's), `"fixed_large"`
             (beta), or `"learned_range"` (eq. 15 of *Improved DDPM*; the model outputs 2C channels). The `_log`
             variants describe the same distributions.
+        prediction_type (`str`): What networks say of x_t, by diffusers' names: `"epsilon"` (the noise), `"sample"` (x_0),
+            or `"v_prediction"` (sqrt(abar_t) eps - sqrt(1 - abar_t) x_0).
 
     Attributes:
         clip_range (`float`, *optional*): Bound on the absolute value of clean images that samplers predict: that of the
@@ -75,7 +77,8 @@ class GaussianDiffusion:
             passed to them.
 
     Raises:
-        ValueError: if the timesteps are empty, out of range or not decreasing, or the variance type is another.
+        InputError: if the timesteps are empty, out of range or not decreasing, the variance or prediction type is another,
+            or nothing is left of the image at a timestep.
     """
 
     def __init__(
@@ -83,20 +86,29 @@ class GaussianDiffusion:
         betas: torch.Tensor,
         timesteps: Sequence[int] | None = None,
         variance_type: VarianceType = "learned_range",
+        prediction_type: PredictionType = "epsilon",
     ):
         num_train_timesteps = len(betas)
         if variance_type not in get_args(VarianceType):
             raise InputError(f"`variance_type` must be one of {get_args(VarianceType)}, got {variance_type!r}.")
+        if prediction_type not in get_args(PredictionType):
+            raise InputError(f"`prediction_type` must be one of {get_args(PredictionType)}, got {prediction_type!r}.")
         timesteps = range(num_train_timesteps - 1, -1, -1) if timesteps is None else [int(t) for t in timesteps]
         check_timesteps(timesteps, num_train_timesteps)
 
         self.num_train_timesteps = num_train_timesteps
         self.timesteps = torch.tensor(timesteps, dtype=torch.int64)
         self.variance_type = variance_type
+        self.prediction_type = prediction_type
         self.clip_range = None
 
         kept = self.timesteps.flip(0)  # increasing, so that table index 0 is the last step of sampling
         abar = torch.cumprod(1 - betas.double().cpu(), dim=0)[kept]
+        if abar[-1] == 0:
+            raise InputError(
+                f"Nothing is left of the image at timestep {timesteps[0]} (rescale_betas_zero_snr), and guidance needs some: "
+                "give the scheduler rescale_betas_zero_snr=False, or start at a smaller timestep."
+            )
         abar_prev = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
         abar_next = torch.cat([abar[1:], torch.zeros(1, dtype=torch.float64)])
         beta = 1 - abar / abar_prev
@@ -137,16 +149,16 @@ class GaussianDiffusion:
         """The process of a diffusers scheduler that keeps variance (DDPM, DDIM, DPM-Solver, UniPC, ...).
 
         Raises:
-            ValueError: if the scheduler has no betas, or its model does not predict the noise.
+            InputError: if the scheduler has no betas, or its model predicts something else.
         """
-        prediction_type = scheduler.config.get("prediction_type", "epsilon")
-        if not hasattr(scheduler, "betas") or prediction_type != "epsilon":
-            raise InputError(
-                f"A scheduler with betas for models that predict the noise is needed, got {type(scheduler).__name__} "
-                f"with prediction_type={prediction_type!r}."
-            )
-        variance_type = scheduler.config.get("variance_type") or "fixed_small"
-        process = cls(scheduler.betas, timesteps=timesteps, variance_type=variance_type)
+        if not hasattr(scheduler, "betas"):
+            raise InputError(f"A scheduler with betas is needed, got {type(scheduler).__name__}.")
+        process = cls(
+            scheduler.betas,
+            timesteps,
+            scheduler.config.get("variance_type") or "fixed_small",
+            scheduler.config.get("prediction_type", "epsilon"),
+        )
         if scheduler.config.get("clip_sample", False):
             process.clip_range = scheduler.config.get("clip_sample_range", 1.0)
         return process
@@ -205,7 +217,30 @@ class GaussianDiffusion:
             log_variance=self.coefficient("posterior_log_variance", timestep, sample),
         )
 
+    def target(self, clean_images: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor | int) -> torch.Tensor:
+        """What a network is trained to say of x_t, (B, C, H, W), by its prediction type."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return clean_images
+        return (
+            self.coefficient("sqrt_abar", timestep, noise) * noise
+            - self.coefficient("sqrt_one_minus_abar", timestep, noise) * clean_images
+        )
+
     # ------------------------------------------------------------------------------------------------ reverse process
+
+    def noise_and_original(
+        self, target: torch.Tensor, sample: torch.Tensor, timestep: torch.Tensor | float | int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The noise and the clean image that make up the sample x_t, of which the network says `target`."""
+        if self.prediction_type == "epsilon":
+            return target, self.predict_original(target, sample, timestep)
+        if self.prediction_type == "sample":
+            return self.predict_noise(target, sample, timestep), target
+        sqrt_abar = self.coefficient("sqrt_abar", timestep, sample)
+        sqrt_one_minus_abar = self.coefficient("sqrt_one_minus_abar", timestep, sample)
+        return sqrt_abar * target + sqrt_one_minus_abar * sample, sqrt_abar * sample - sqrt_one_minus_abar * target
 
     def predict_original(
         self,
@@ -239,8 +274,8 @@ class GaussianDiffusion:
         """What the network's output says of the sample x_t.
 
         Args:
-            model_output (`torch.Tensor`): Predicted noise (B, C, H, W), followed by the raw variance for
-                `"learned_range"`: (B, 2C, H, W). Without a learned variance a second half is ignored.
+            model_output (`torch.Tensor`): The noise, clean image or v by the prediction type, (B, C, H, W), followed by the
+                raw variance for `"learned_range"`: (B, 2C, H, W). Without a learned variance a second half is ignored.
             sample (`torch.Tensor`): x_t, (B, C, H, W).
             timestep (`torch.Tensor`, `float` or `int`): One for all or one per image; fractional ones only if the
                 process has all timesteps.
@@ -249,8 +284,10 @@ class GaussianDiffusion:
         Raises:
             InputError: if a learned variance is asked for and the output has no second half.
         """
-        noise, predicted_variance = split_model_output(model_output, sample)
-        pred_original_sample = self.predict_original(noise, sample, timestep, clip_range)
+        target, predicted_variance = split_model_output(model_output, sample)
+        noise, pred_original_sample = self.noise_and_original(target, sample, timestep)
+        if clip_range is not None:
+            pred_original_sample = pred_original_sample.clamp(-clip_range, clip_range)
 
         if self.variance_type == "learned_range":  # eq. 15 of Improved DDPM
             if predicted_variance is None:
@@ -297,7 +334,7 @@ def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> None:
 
 
 def split_model_output(model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Predicted noise (B, C, H, W) and, where the network learns it, the raw variance of the same shape."""
+    """What the network says of the sample, (B, C, H, W), and, where it learns it, the raw variance of the same shape."""
     channels = sample.shape[1]
     if model_output.shape[1] == 2 * channels:
         return tuple(model_output.split(channels, dim=1))

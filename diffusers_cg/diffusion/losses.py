@@ -20,7 +20,7 @@ class TrainingLosses:
 
     Args:
         loss (`torch.Tensor`): What to minimize.
-        mse (`torch.Tensor`): L_simple, the mean squared error of the noise.
+        mse (`torch.Tensor`): L_simple, the mean squared error of what the network predicts (of the noise, as a rule).
         vb (`torch.Tensor`, *optional*): The variational bound's term at the image's timestep, in bits per dimension;
             None for L_simple.
     """
@@ -137,7 +137,8 @@ def training_losses(
     | `"rescaled_hybrid"` | L_simple + lambda T L_t (eq. 16), at 1,000 timesteps the same |
     | `"kl"`, `"rescaled_kl"` | L_t, T L_t |
 
-    In a hybrid loss the gradient of L_t reaches the variance alone, not the predicted noise.
+    L_simple is the mean squared error of what the network predicts by the process's `prediction_type`: of the noise, the clean
+    image or v. In a hybrid loss the gradient of L_t reaches the variance alone.
 
     Args:
         diffusion (`GaussianDiffusion`): The process that made `sample`.
@@ -153,13 +154,13 @@ def training_losses(
         ValueError: if the loss does not go with the variance.
     """
     model_output = model_output.float()
-    predicted_noise, predicted_variance = split_model_output(model_output, sample)
+    predicted, predicted_variance = split_model_output(model_output, sample)
     loss_type = resolve_loss_type(loss_type, predicted_variance is not None)
-    mse = (noise - predicted_noise).square().flatten(1).mean(dim=1)
+    mse = (diffusion.target(clean_images, noise, timestep) - predicted).square().flatten(1).mean(dim=1)
     if loss_type == "simple":
         return TrainingLosses(loss=mse, mse=mse, vb=None)
     if loss_type in ("hybrid", "rescaled_hybrid"):
-        model_output = torch.cat([predicted_noise.detach(), predicted_variance], dim=1)
+        model_output = torch.cat([predicted.detach(), predicted_variance], dim=1)
     vb = variational_bound_term(diffusion, model_output, clean_images, sample, timestep)
     num_timesteps = len(diffusion.timesteps)
     if loss_type == "hybrid":

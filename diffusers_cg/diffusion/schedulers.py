@@ -4,36 +4,93 @@ import inspect
 import itertools
 import logging
 from collections.abc import Sequence
-from copy import deepcopy
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
+from diffusers import (
+    ConfigMixin,
+    DDIMParallelScheduler,
+    DDIMScheduler,
+    DDPMParallelScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
 
-from diffusers_cg.diffusion.gaussian_diffusion import GaussianDiffusion, check_timesteps
+from diffusers_cg.diffusion.gaussian_diffusion import GaussianDiffusion, VarianceType, check_timesteps
 from diffusers_cg.errors import InputError
 
 
+MAX_BETA = 0.999  # as the cosine schedule's
 MAX_AMPLIFICATION = 100  # of guidance by one step; the paper's settings stay below 3
+
+SOLVERS = (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    DEISMultistepScheduler,
+    UniPCMultistepScheduler,
+    PNDMScheduler,
+)
+"""What steps on guided noise (Algorithm 2): schedulers whose samples keep variance, from noise predictions."""
 
 logger = logging.getLogger(__name__)
 
 
+def training_scheduler(
+    num_train_timesteps: int = 1000,
+    beta_schedule: str = "linear",
+    prediction_type: str = "epsilon",
+    variance_type: VarianceType = "learned_range",
+) -> DDPMScheduler:
+    """The process that a network is trained on, with ancestral steps, evenly spaced.
+
+    The ends of a linear schedule, 1e-4 and 0.02 for T = 1000, are scaled by 1000 / T as the reference's, so that images end
+    as noise for any T; for the few T at which the last beta would reach 1 it is 0.999.
+
+    Args:
+        num_train_timesteps (`int`): T.
+        beta_schedule (`str`): Noise schedule, by diffusers' name (`"squaredcos_cap_v2"` is the cosine one).
+        prediction_type (`str`): What the network's output is: `"epsilon"`, `"sample"` or `"v_prediction"`.
+        variance_type (`str`): As of [`GaussianDiffusion`].
+    """
+    scale = 1000 / num_train_timesteps
+    return DDPMScheduler(
+        num_train_timesteps=num_train_timesteps,
+        beta_start=0.0001 * scale,
+        beta_end=min(0.02 * scale, MAX_BETA),
+        beta_schedule=beta_schedule,
+        prediction_type=prediction_type,
+        variance_type=variance_type,
+        timestep_spacing="linspace",
+    )
+
+
 # --------------------------------------------------------------------------------------------------- the two algorithms
+
+
+def is_ancestral(scheduler: SchedulerMixin) -> bool:
+    """Whether Algorithm 1 takes the scheduler's steps: a `DDPMScheduler`'s."""
+    return isinstance(scheduler, DDPMScheduler | DDPMParallelScheduler)
 
 
 def to_ddpm_scheduler(scheduler: SchedulerMixin, learned_variance: bool) -> DDPMScheduler:
     """For Algorithm 1: `scheduler` itself if it is a `DDPMScheduler`, else one of the same noise schedule, evenly spaced.
 
     Args:
-        scheduler (`SchedulerMixin`): Any scheduler of diffusers.
+        scheduler (`SchedulerMixin`): Any scheduler of diffusers that has betas.
         learned_variance (`bool`): Whether the unet gives a variance: the learned range is taken where `scheduler` states
             none, or the posterior's.
 
     Raises:
-        InputError: if the arithmetic does not cover the scheduler, or it expects a variance that the unet does not give.
+        InputError: if the scheduler has none, or it expects a variance that the unet does not give.
     """
-    GaussianDiffusion.from_scheduler(scheduler)
+    if not hasattr(scheduler, "betas"):
+        raise InputError(f"A scheduler with betas is needed, got {type(scheduler).__name__}.")
     if not isinstance(scheduler, DDPMScheduler):
         variance_type = scheduler.config.get("variance_type") or (
             "learned_range" if learned_variance else "fixed_small"
@@ -53,33 +110,33 @@ def to_ddim_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
     """For Algorithm 2: a `DDIMScheduler` in place of a `DDPMScheduler` ("leading" spacing, as the paper's), else itself.
 
     Raises:
-        InputError: if samples of the scheduler do not keep variance, so that a classifier cannot read them, or the
-            arithmetic does not cover it.
+        InputError: if the scheduler is none of [`SOLVERS`] and no subclass of one.
     """
-    if isinstance(scheduler, DDPMScheduler):
-        scheduler = DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading")
-    if getattr(scheduler, "init_noise_sigma", None) != 1:
+    if is_ancestral(scheduler):
+        return DDIMScheduler.from_config(scheduler.config, timestep_spacing="leading")
+    if isinstance(scheduler, DDIMParallelScheduler):
+        return DDIMScheduler.from_config(scheduler.config)
+    if not isinstance(scheduler, SOLVERS):
         raise InputError(
-            f"Samples of {type(scheduler).__name__} do not keep variance, as noisy classifiers and unets are trained "
-            "for: use DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler or the like."
+            f"{type(scheduler).__name__} cannot step on guided noise: its samples do not keep variance, as noisy classifiers "
+            "and unets are trained for, or it draws noise of its own, or it is for distilled networks. Use "
+            f"{', '.join(solver.__name__ for solver in SOLVERS)}."
         )
-    GaussianDiffusion.from_scheduler(scheduler)
     return scheduler
 
 
 def scheduler_on_guided_noise(scheduler: SchedulerMixin, diffusion: GaussianDiffusion) -> SchedulerMixin:
-    """A copy of `scheduler`, set to its timesteps, for stepping on guided noise, which must not be clipped once more.
+    """`scheduler`, made to step on guided noise, whatever the network predicts, which must not be clipped once more.
 
-    A stock `DDIMScheduler` assumes equal spacing. Its copy runs on the respaced process instead, so it is exact for any
+    A stock `DDIMScheduler` assumes equal spacing. It is made to run on the respaced process instead, so it is exact for any
     timesteps; its own timesteps count down from `len(diffusion.timesteps) - 1`.
 
     Args:
-        scheduler (`SchedulerMixin`): As [`resolve_timesteps`] left it; not changed.
+        scheduler (`SchedulerMixin`): A call's own, as [`resolve_timesteps`] left it; it is changed.
         diffusion (`GaussianDiffusion`): The process; for a `DDIMScheduler` over exactly the timesteps to sample with.
     """
-    scheduler = deepcopy(scheduler)
-    as_given = {"clip_sample": False, "thresholding": False, "variance_type": None}
-    scheduler.register_to_config(**{name: value for name, value in as_given.items() if name in scheduler.config})
+    on_noise = {"prediction_type": "epsilon", "clip_sample": False, "thresholding": False, "variance_type": None}
+    scheduler.register_to_config(**{name: value for name, value in on_noise.items() if name in scheduler.config})
     if isinstance(scheduler, DDIMScheduler):
         num_steps = len(diffusion.timesteps)
         scheduler.register_to_config(num_train_timesteps=num_steps, timestep_spacing="leading", steps_offset=0)
@@ -88,32 +145,45 @@ def scheduler_on_guided_noise(scheduler: SchedulerMixin, diffusion: GaussianDiff
     return scheduler
 
 
+def check_trained_process(scheduler: SchedulerMixin, **models: ConfigMixin) -> None:
+    """Raises `InputError` where a network, by what it is called, states another process than the scheduler's."""
+    for name, model in models.items():
+        for word in ("num_train_timesteps", "beta_schedule", "prediction_type"):
+            stated, here = model.config.get(word), scheduler.config.get(word)
+            if word == "beta_schedule" and scheduler.config.get("trained_betas") is not None:
+                continue
+            if stated is not None and here is not None and stated != here:
+                raise InputError(
+                    f"The {name} was trained with {word}={stated!r}, but the scheduler has {here!r}: make the scheduler of "
+                    "diffusers_cg.diffusion.training_scheduler with what the network's config states, or by from_config of it."
+                )
+
+
 # ---------------------------------------------------------------------------------------------------- what a call takes
 
 
 def resolve_timesteps(
     scheduler: SchedulerMixin, num_inference_steps: int | None, timesteps: Sequence[int] | None
 ) -> list[int]:
-    """The decreasing timesteps to sample with: those given, or `num_inference_steps` as the scheduler spaces them.
+    """The timesteps to sample with: those given, or `num_inference_steps` as the scheduler spaces them.
 
-    Sets the scheduler's timesteps as a side effect.
+    They decrease; solvers that take several looks at a noise level, or more levels than there are timesteps (PNDM, Karras's
+    spacing), repeat some. Sets the scheduler's timesteps as a side effect.
 
     Raises:
         InputError: if there are too few or too many steps, or the timesteps given are not whole numbers, out of range
             or not decreasing.
     """
-    num_train_timesteps = scheduler.config.num_train_timesteps
+    name, num_train_timesteps = type(scheduler).__name__, scheduler.config.num_train_timesteps
     if timesteps is not None:
         timesteps = _whole_numbers(timesteps)
         check_timesteps(timesteps, num_train_timesteps)
         if isinstance(scheduler, DDIMScheduler):
             scheduler.timesteps = torch.tensor(timesteps)
         elif "timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
-            scheduler.set_timesteps(timesteps=timesteps)
+            _set_timesteps(scheduler, timesteps=timesteps)
         else:
-            raise InputError(
-                f"{type(scheduler).__name__} takes no `timesteps` of its own: pass `num_inference_steps`."
-            )
+            raise InputError(f"{name} takes no `timesteps` of its own: pass `num_inference_steps`.")
         return timesteps
 
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, Integral):
@@ -123,11 +193,20 @@ def resolve_timesteps(
             f"`num_inference_steps` must be between 1 and {num_train_timesteps}, the steps that the model was trained "
             f"with, got {num_inference_steps}."
         )
-    scheduler.set_timesteps(int(num_inference_steps))
-    spaced = _paper_timesteps(scheduler, int(num_inference_steps))
-    if spaced is not None:
-        scheduler.timesteps = torch.tensor(spaced)
-    return [int(t) for t in scheduler.timesteps]
+    number = int(num_inference_steps)
+    paper = _paper_timesteps(scheduler, number)
+    if paper is not None:
+        scheduler.set_timesteps(number)
+        scheduler.timesteps = torch.tensor(paper)
+        return paper
+    _space(scheduler, number)
+    spaced = scheduler.timesteps.long().tolist()
+    if not all(0 <= t < num_train_timesteps for t in spaced):
+        raise InputError(
+            f"{name} spaces {number} steps out of the timesteps of training, 0 to {num_train_timesteps - 1}: take another "
+            "number of steps, or another timestep_spacing or steps_offset of the scheduler."
+        )
+    return spaced
 
 
 def _paper_timesteps(scheduler: SchedulerMixin, num_inference_steps: int) -> list[int] | None:
@@ -150,6 +229,31 @@ def _paper_timesteps(scheduler: SchedulerMixin, num_inference_steps: int) -> lis
     return None
 
 
+def _space(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
+    """Sets timesteps as the scheduler spaces them, or evenly from the last one, where "leading" would start far below it.
+
+    "leading" takes whole strides alone: 600 steps of 1,000 would start at timestep 600 or 599, which is not pure noise.
+    """
+    num_train_timesteps = scheduler.config.num_train_timesteps
+    _set_timesteps(scheduler, num_inference_steps)
+    below_last = num_train_timesteps - 1 - scheduler.timesteps.max().item()
+    far_below = below_last > min(2 / num_inference_steps, 0.4) * num_train_timesteps
+    if far_below and scheduler.config.get("timestep_spacing") == "leading":
+        scheduler.register_to_config(timestep_spacing="linspace", steps_offset=0)
+        _set_timesteps(scheduler, num_inference_steps)
+    if isinstance(scheduler, DDIMScheduler | DDPMScheduler):
+        # diffusers' "trailing" may add a timestep below 0, and an offset one beyond the last
+        timesteps = scheduler.timesteps.clamp(0, num_train_timesteps - 1).unique().flip(0)
+        scheduler.timesteps = timesteps[:num_inference_steps]
+
+
+def _set_timesteps(scheduler: SchedulerMixin, *args, **kwargs) -> None:
+    try:
+        scheduler.set_timesteps(*args, **kwargs)
+    except ValueError as error:  # PNDM takes no fewer than 4 steps, Karras's spacing no timesteps
+        raise InputError(f"{type(scheduler).__name__} cannot space its steps so: {error}") from error
+
+
 def _whole_numbers(timesteps: Sequence[int]) -> list[int]:
     try:
         whole = [int(t) for t in timesteps]
@@ -161,9 +265,10 @@ def _whole_numbers(timesteps: Sequence[int]) -> list[int]:
 
 
 def check_eta(eta: float, scheduler: SchedulerMixin) -> None:
-    """Raises `InputError` unless `eta` lies in [0, 1], and is 0 where the scheduler knows no such thing."""
-    if not 0.0 <= eta <= 1.0:
-        raise InputError(f"`eta` must lie in [0, 1], got {eta}.")
+    """Raises `InputError` unless `eta` is a number in [0, 1], and 0 where the scheduler knows no such thing."""
+    is_number = isinstance(eta, Real) or (isinstance(eta, torch.Tensor) and eta.numel() == 1)
+    if not is_number or not 0.0 <= eta <= 1.0:
+        raise InputError(f"`eta` must be a number in [0, 1], got {eta!r}.")
     if eta > 0 and not isinstance(scheduler, DDIMScheduler):
         raise InputError(f"`eta` needs a DDIMScheduler, but this pipeline's is a {type(scheduler).__name__}.")
 

@@ -6,7 +6,7 @@ from diffusers_cg.guidance.classifier_free_guidance import (
     PerturbedAttentionGuidance,
     PredictionGuidance,
 )
-from diffusers_cg.guidance.classifier_guidance import ClassifierGuidance, classifier_gradient
+from diffusers_cg.guidance.classifier_guidance import ClassifierGuidance, classifier_gradient, keeping_weights
 from diffusers_cg.guidance.clean_image_guidance import (
     CleanClassifierGuidance,
     CleanImageGuidance,
@@ -36,4 +36,5 @@ __all__ = [
     "TrainingFreeGuidance",
     "classifier_gradient",
     "image_classifier",
+    "keeping_weights",
 ]

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from diffusers_cg.errors import InputError
 from diffusers_cg.guidance.guidance import Guidance, check_per_image, per_image
@@ -101,9 +102,21 @@ def gradient_and_logits(
         # clones, since tensors made in inference mode cannot take part in a gradient
         sample, class_labels = sample.detach().float().clone().requires_grad_(True), class_labels.clone()
         timestep = timestep.clone() if isinstance(timestep, torch.Tensor) else timestep
-        logits = classifier(sample.to(classifier.dtype), timestep).logits.float()
+        with keeping_weights():
+            logits = classifier(sample.to(classifier.dtype), timestep).logits.float()
         selected = logits.log_softmax(dim=-1).gather(1, class_labels[:, None]).sum()
         return torch.autograd.grad(selected, sample)[0], logits.detach()
+
+
+def keeping_weights() -> saved_tensors_hooks:
+    """A context in which graphs keep the weights that the forward pass read, for the backward pass to read the same.
+
+    diffusers' memory savers (group offload, layerwise casting) put weights away after every forward pass: the tensors stay, and
+    other data, or none, comes into them. What is detached here shares their data of now, at no cost.
+    """
+    return saved_tensors_hooks(
+        lambda tensor: tensor.detach() if isinstance(tensor, nn.Parameter) else tensor, lambda tensor: tensor
+    )
 
 
 @contextmanager

@@ -19,6 +19,7 @@ ResampleType = Literal["resnet", "conv"]
 TimeScaleShift = Literal["scale_shift", "default"]
 
 CPU_ALIGNMENT = 64  # bytes, of what torch allocates
+RESCALED_TIMESTEPS = 1000  # what `rescale_timesteps` makes of T, as in the reference
 
 
 def height_and_width(size: int | Sequence[int]) -> tuple[int, ...]:
@@ -148,6 +149,8 @@ class ADMTrunkMixin(AttentionMixin):
     ) -> torch.Tensor:
         """Embedding (B, 4 * base_channels) of the timestep, a number or (B,), plus that of the class (B,)."""
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        if self.config.rescale_timesteps:
+            timesteps = timesteps.float() * (RESCALED_TIMESTEPS / self.config.num_train_timesteps)
         emb = self.time_embedding(self.time_proj(timesteps).to(dtype=self.dtype))
         if class_labels is not None:
             emb = emb + self.class_embedding(class_labels).to(dtype=self.dtype)
@@ -166,7 +169,7 @@ class ADMTrunkMixin(AttentionMixin):
 def check_architecture(config: FrozenDict) -> None:
     """Raises `InputError` where a constructor's arguments contradict each other; the sentence names the one to change."""
     counts = ("in_channels", "base_channels", "layers_per_block", "norm_num_groups", "attention_head_dim")
-    for name in (*counts, "num_attention_heads", "num_class_embeds", "num_classes"):
+    for name in (*counts, "num_attention_heads", "num_class_embeds", "num_classes", "num_train_timesteps"):
         if config.get(name) is not None and config[name] < 1:
             raise InputError(f"`{name}` must be at least 1, got {config[name]}.")
     for name, allowed in (("resample_type", ResampleType), ("resnet_time_scale_shift", TimeScaleShift)):
@@ -204,6 +207,9 @@ def check_architecture(config: FrozenDict) -> None:
                 f"An attention layer has {channels} channels, which cannot be split into heads with "
                 f"attention_head_dim={width}, num_attention_heads={number}."
             )
+
+    if config.rescale_timesteps and config.num_train_timesteps is None:
+        raise InputError("`rescale_timesteps` needs `num_train_timesteps`, the T that timesteps are rescaled from.")
 
     names = config.class_names
     if names is not None:

@@ -52,6 +52,13 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
         norm_num_groups (`int`): Groups of every GroupNorm.
         class_names (`list[str]`, *optional*): What the classes are called, in the order of their labels; kept in the
             config.
+        num_train_timesteps (`int`, *optional*): T of the process that the model was trained on; None, like the words that
+            follow, where it is not stated.
+        rescale_timesteps (`bool`): Whether the network sees t * 1000 / T in place of t, as some of improved-diffusion's do.
+            It is called with t in any case.
+        beta_schedule (`str`, *optional*): Noise schedule of that process, by diffusers' name.
+        prediction_type (`str`, *optional*): What the output is: `"epsilon"` (the noise), `"sample"` (the clean image) or
+            `"v_prediction"`, with a second half for the variance or without.
 
     Raises:
         InputError: if the arguments contradict each other; the sentence names the one to change.
@@ -79,6 +86,10 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
         norm_num_groups: int = 32,
         low_res_channels: int = 0,
         class_names: list[str] | None = None,
+        num_train_timesteps: int | None = None,
+        rescale_timesteps: bool = False,
+        beta_schedule: str | None = None,
+        prediction_type: str | None = None,
     ):
         if out_channels not in (in_channels, 2 * in_channels):
             raise InputError(

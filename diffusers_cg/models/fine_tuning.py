@@ -28,6 +28,10 @@ REPLACEABLE = {
     "num_classes",
     "class_names",
     "dropout",
+    "num_train_timesteps",
+    "rescale_timesteps",
+    "beta_schedule",
+    "prediction_type",
 }
 
 
@@ -106,8 +110,8 @@ def load_weights(
 ) -> list[ReplacedParameter]:
     """Copies into `model`, a new one, all weights of a pretrained one that fit.
 
-    The two may differ in classes, image channels, learned or fixed variance, low-resolution channels, image size and
-    dropout. A layer of which one parameter does not fit stays as it was started: the first or last convolution, the
+    The two may differ in classes, image channels, learned or fixed variance, low-resolution channels, image size,
+    dropout and the process. A layer of which one parameter does not fit stays as it was started: the first or last convolution, the
     class embedding, the last layer of a classifier, the positions of its attention pooling.
 
     Returns:
@@ -156,7 +160,8 @@ def with_replaced(model: Model, **changed) -> tuple[Model, list[ReplacedParamete
     Args:
         model (`ADMUNet2DModel` or `NoisyClassifierModel`): The pretrained one; not changed.
         changed: Arguments of its class: `num_class_embeds` or `num_classes`, `class_names`, `in_channels`,
-            `out_channels`, `low_res_channels`, `sample_size`, `dropout`.
+            `out_channels`, `low_res_channels`, `sample_size`, `dropout`; `num_train_timesteps`, `rescale_timesteps`,
+            `beta_schedule`, `prediction_type`, what it is to be trained on with.
 
     Returns:
         The new model, and the list of [`ReplacedParameter`], whose layers start as in a fresh model.

@@ -86,6 +86,7 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
             as in [`ADMUNet2DModel`].
         class_names (`list[str]`, *optional*): What the classes are called, in the order of their labels; kept in the
             config.
+        num_train_timesteps, rescale_timesteps, beta_schedule: as in [`ADMUNet2DModel`].
 
     Raises:
         InputError: if the arguments contradict each other; the sentence names the one to change.
@@ -114,6 +115,9 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
         dropout: float = 0.0,
         norm_num_groups: int = 32,
         class_names: list[str] | None = None,
+        num_train_timesteps: int | None = None,
+        rescale_timesteps: bool = False,
+        beta_schedule: str | None = None,
     ):
         super().__init__()
         if pool not in get_args(Pooling):

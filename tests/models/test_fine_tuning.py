@@ -80,7 +80,7 @@ def test_another_size_keeps_attention_at_its_levels():
 
 def test_what_cannot_be_replaced():
     with pytest.raises(
-        ValueError, match="base_channels of a pretrained ADMUNet2DModel cannot be changed: only class_n"
+        ValueError, match="base_channels of a pretrained ADMUNet2DModel cannot be changed: only beta_sch"
     ):
         with_replaced(tiny.unet(), base_channels=32)
     with pytest.raises(InputError, match="multiples of 2"):
