@@ -2,6 +2,7 @@
 
 from diffusers_cg.diffusion.bits_per_dimension import BitsPerDimension, bits_per_dimension
 from diffusers_cg.diffusion.conditioning_augmentation import augment_low_res, check_augmentation_level, gaussian_blur
+from diffusers_cg.diffusion.edm_heun_scheduler import EDMHeunScheduler
 from diffusers_cg.diffusion.gaussian_diffusion import (
     Gaussian,
     GaussianDiffusion,
@@ -35,6 +36,7 @@ from diffusers_cg.diffusion.timestep_samplers import LossSecondMomentSampler, Ti
 __all__ = [
     "BitsPerDimension",
     "Gaussian",
+    "EDMHeunScheduler",
     "GaussianDiffusion",
     "Generators",
     "LossSecondMomentSampler",

@@ -63,7 +63,7 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Sets the noise levels of `num_inference_steps` steps, and begins anew."""
-        table = (1 / self.alphas_cumprod - 1).sqrt()  # (T,), rising
+        table = noise_levels(self.alphas_cumprod)
         low, high = self.config.sigma_min or table[0].item(), self.config.sigma_max or table[-1].item()
         ramp = torch.linspace(0, 1, num_inference_steps, dtype=torch.float64)
         inverse = 1 / self.config.rho
@@ -74,7 +74,7 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = num_inference_steps
         # of evaluations: a step begins at its raised level and looks again at the next one, but for the last
         self.sigmas = torch.stack([raised, torch.cat([sigmas[1:], sigmas.new_zeros(1)])], dim=1).flatten()
-        self.timesteps = _interpolate(self.sigmas[:-1].log(), table.log()).float().to(device)
+        self.timesteps = timesteps_at(self.sigmas[:-1], table).float().to(device)
         self._index = 0
         self._begun = None
 
@@ -114,8 +114,14 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
         return SchedulerOutput(prev_sample=sample) if return_dict else (sample,)
 
 
-def _interpolate(values: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Fractional indices of values in a rising table, between its ends."""
-    above = torch.searchsorted(table, values).clamp(1, len(table) - 1)
-    weight = (values - table[above - 1]) / (table[above] - table[above - 1])
+def noise_levels(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """sigma_t = sqrt((1 - abar_t) / abar_t), of the shape of abar."""
+    return (1 / alphas_cumprod - 1).sqrt()
+
+
+def timesteps_at(sigmas: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The fractional timesteps of noise levels by those of all timesteps, (T,), rising: linear in the logarithm."""
+    levels, table = sigmas.log(), table.log()
+    above = torch.searchsorted(table, levels).clamp(1, len(table) - 1)
+    weight = (levels - table[above - 1]) / (table[above] - table[above - 1])
     return (above - 1 + weight).clamp(0, len(table) - 1)

@@ -114,6 +114,11 @@ class GuidedStep:
         """Standard normal noise of the call's generator, float32."""
         return randn_tensor(tuple(shape), generator=self.generator, device=self.sample.device, dtype=torch.float32)
 
+    def noised_again(self, prev_sample: torch.Tensor) -> torch.Tensor:
+        """x_t drawn from q(x_t | x_{t-1}), (B, C, H, W)."""
+        alpha_t = self.alpha_prod_t / self.alpha_prod_t_prev
+        return alpha_t.sqrt() * prev_sample + (1 - alpha_t).sqrt() * self.randn(prev_sample.shape)
+
     def seeing(self, sample: torch.Tensor, prediction: "Prediction") -> "GuidedStep":
         """This step at another sample, and with what is seen in it."""
         step = copy(self)
