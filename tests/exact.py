@@ -25,11 +25,12 @@ class ExactNetwork(ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(self, alphas_cumprod: list[float], in_channels=1, out_channels=1, sample_size=SIDE,
-                 num_class_embeds=None, num_classes=2):  # fmt: skip
+                 num_class_embeds=None, num_classes=2, channel_multipliers=(1,), pool="adaptive"):  # fmt: skip
         super().__init__()
         sigmas = (1 / torch.tensor(alphas_cumprod, dtype=torch.float64) - 1).sqrt()
         self.register_buffer("log_sigmas", sigmas.log())
         self.weight = torch.nn.Parameter(torch.zeros(1))  # so that the network has a dtype and a device
+        self.down_blocks = torch.nn.ModuleList([torch.nn.Identity()])  # one level: images of any size
 
     def at(self, timestep, sample):
         """abar and the variance of x_t given its class, at whole or fractional timesteps, broadcasting over the sample."""

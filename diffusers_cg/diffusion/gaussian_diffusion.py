@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers import SchedulerMixin
 
 from diffusers_cg.errors import InputError
 
@@ -151,8 +151,10 @@ class GaussianDiffusion:
         Raises:
             InputError: if the scheduler has no betas, or its model predicts something else.
         """
+        if not hasattr(scheduler, "betas"):
+            raise InputError(f"A scheduler with betas is needed, got {type(scheduler).__name__}.")
         process = cls(
-            training_betas(scheduler),
+            scheduler.betas,
             timesteps,
             scheduler.config.get("variance_type") or "fixed_small",
             scheduler.config.get("prediction_type", "epsilon"),
@@ -319,24 +321,6 @@ class GaussianDiffusion:
     ) -> Gaussian:
         """[`p`] from the network's output, for which see [`predict`]."""
         return self.p(self.predict(model_output, sample, timestep, clip_range), sample, timestep)
-
-
-def training_betas(scheduler: SchedulerMixin) -> torch.Tensor:
-    """Variances of the process that a scheduler's networks were trained on, (T,).
-
-    Some schedulers have none, but remember the config that they were made of: `X.from_config(pipe.scheduler.config)`.
-
-    Raises:
-        InputError: if nothing states them.
-    """
-    if hasattr(scheduler, "betas"):
-        return scheduler.betas
-    if "beta_schedule" in scheduler.config:
-        return DDPMScheduler.from_config(scheduler.config).betas
-    name = type(scheduler).__name__
-    raise InputError(
-        f"{name} states no noise schedule: make it of one that does, {name}.from_config(pipe.scheduler.config)."
-    )
 
 
 def check_timesteps(timesteps: Sequence[int], num_train_timesteps: int) -> None:

@@ -26,7 +26,6 @@ from diffusers_cg.diffusion.gaussian_diffusion import (
     GaussianDiffusion,
     VarianceType,
     check_timesteps,
-    training_betas,
 )
 from diffusers_cg.diffusion.sigma_space import IN_SIGMA, OfKeptVariance, sigmas_of
 from diffusers_cg.errors import InputError
@@ -96,7 +95,8 @@ def to_ddpm_scheduler(scheduler: SchedulerMixin, learned_variance: bool) -> DDPM
     Raises:
         InputError: if the scheduler has none, or it expects a variance that the unet does not give.
     """
-    training_betas(scheduler)
+    if not hasattr(scheduler, "betas"):
+        raise InputError(f"A scheduler with betas is needed, got {type(scheduler).__name__}.")
     if not isinstance(scheduler, DDPMScheduler):
         variance_type = scheduler.config.get("variance_type") or (
             "learned_range" if learned_variance else "fixed_small"

@@ -2,7 +2,6 @@
 
 import torch
 from diffusers import (
-    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
@@ -24,7 +23,6 @@ IN_SIGMA = (
     LMSDiscreteScheduler,
     KDPM2DiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
-    EDMEulerScheduler,
     EDMHeunScheduler,
 )
 """What steps on x_0 + sigma noise: such a sample is sqrt(sigma^2 + 1) times one of kept variance."""
@@ -50,10 +48,6 @@ class OfKeptVariance:
     """
 
     def __init__(self, scheduler: SchedulerMixin, sigmas: torch.Tensor):
-        if isinstance(
-            scheduler, EDMEulerScheduler
-        ):  # its own networks' output is neither the noise nor the clean image
-            scheduler.precondition_outputs = lambda sample, noise, sigma: sample - sigma * noise
         self.scheduler = scheduler
         self.timesteps = scheduler.timesteps
         self.scales = [*(sigmas.square() + 1).sqrt().tolist(), 1.0]
