@@ -1,10 +1,10 @@
 """What the classifier-guided pipelines share: components, inputs, what the networks say of a sample, and the output."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import partial
 from numbers import Integral
 from typing import Literal
 
@@ -40,11 +40,24 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 Callback = Callable | PipelineCallback | MultiPipelineCallbacks
 
-Look = Callable[[torch.Tensor, int, int], GuidedStep]
+Look = Callable[[torch.Tensor, int | float, int], GuidedStep]
 """(sample x_t, t, number of the step) -> the step as guidances see it."""
 
 OnStepEnd = Callable[[torch.Tensor, int, int], torch.Tensor]
 """(sample x_{t-1}, t, number of the step) -> the sample to go on with."""
+
+
+@dataclass
+class GuidedImagePipelineOutput(ImagePipelineOutput):
+    """What a call returns.
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): As the call's `output_type` says.
+        evaluations (`dict[str, int]`): What was computed, of all images at once: passes of the `"unet"` (of others that a
+            guidance asks, too), of a `"classifier"`, and `"backward"` passes.
+    """
+
+    evaluations: dict[str, int]
 
 
 class ClassifierGuidedPipeline(DiffusionPipeline):
@@ -279,8 +292,10 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
 
     def prepare_steps(
         self, num_inference_steps: int | None, timesteps: Sequence[int] | None
-    ) -> tuple[SchedulerMixin, GaussianDiffusion]:
-        """A scheduler of the call's own, set to its timesteps, and the process over them, each once.
+    ) -> tuple[SchedulerMixin, GaussianDiffusion, list[int] | list[float]]:
+        """A scheduler of the call's own, set to its timesteps, the process over them, each once, and the timesteps.
+
+        Where the timesteps are not whole, the process is that of training.
 
         What the pipeline holds now counts, whether it was given to the constructor or assigned since.
 
@@ -296,7 +311,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             saved = self.config[f"{self.algorithm}_num_inference_steps"]
             num_inference_steps = min(saved, scheduler.config.num_train_timesteps)
         timesteps = resolve_timesteps(scheduler, num_inference_steps, timesteps)
-        return scheduler, GaussianDiffusion.from_scheduler(scheduler, sorted(set(timesteps), reverse=True))
+        whole = sorted(set(timesteps), reverse=True) if isinstance(timesteps[0], int) else None
+        return scheduler, GaussianDiffusion.from_scheduler(scheduler, whole), timesteps
 
     def prepare_guidance(
         self,
@@ -325,7 +341,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             needed = "the class-conditional unet" if self.is_conditional else "guidance (`classifier_scale` above 0)"
             raise InputError(f"`class_labels` are missing: {needed} needs one per image.")
         guidances = [ClassifierGuidance(self.classifier, class_labels, scale)] if uses_classifier else []
-        return GuidanceSum([*guidances, guidance] if guidance is not None else guidances)
+        guidance = GuidanceSum([*guidances, guidance] if guidance is not None else guidances)
+        guidance.check(torch.Size([batch_size, *shape]), class_labels)
+        return guidance
 
     def prepare_callback(self, callback: Callback | None, tensor_inputs: list[str]) -> OnStepEnd:
         """What is done with every new sample: the user's callback, if any, sees it and may replace it.
@@ -366,7 +384,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """Raises `InputError` where a call with these arguments would; nothing is computed or drawn."""
         self.check_output_type(output_type)
         shape = self.prepare_shape(height, width)
-        scheduler, _ = self.prepare_steps(num_inference_steps, timesteps)
+        scheduler, _, _ = self.prepare_steps(num_inference_steps, timesteps)
         check_eta(eta, scheduler)
         labels = self.prepare_class_labels(class_labels, batch_size)
         self.prepare_guidance(guidance, labels, classifier_scale, num_images(labels, batch_size), shape)
@@ -393,6 +411,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         class_labels: torch.Tensor | None = None,
         low_res: torch.Tensor | None = None,
         diffusion: GaussianDiffusion | None = None,
+        unet: UNet2DModel | None = None,
     ) -> Prediction:
         """What the unet sees in a noisy image: its noise, the clean image, and the variance of the step to x_{t-1}.
 
@@ -402,49 +421,77 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             sample (`torch.Tensor`): x_t, (B, C, H, W), of a process whose clean images span [-1, 1].
             timestep (`torch.Tensor`, `float` or `int`): t, one for all or one per image (B,), in [0, T); fractional
                 times lie between the noise levels of whole ones.
-            class_labels (`torch.Tensor`, *optional*): (B,) int64; an unconditional unet is not told.
+            class_labels (`torch.Tensor`, *optional*): (B,) int64; an unconditional unet is not told. None asks a
+                class-conditional unet that was trained to do without (`label_dropout`) for any class.
             low_res (`torch.Tensor`, *optional*): For an upsampling unet: (B, C, h, w) in [-1, 1].
             diffusion (`GaussianDiffusion`, *optional*): The process whose step is meant; that of training by default,
                 with all timesteps.
+            unet (`UNet2DModel`, *optional*): Another network to be asked, that was trained on the same process.
 
         Returns:
             `Prediction`: float32. The clean image is clipped if the scheduler clips; the noise is the network's own.
         """
         diffusion = diffusion or GaussianDiffusion.from_scheduler(self.convert_scheduler(self.scheduler, self.unet))
-        inputs = {"class_labels": class_labels} if self.is_conditional else {}
+        unet = unet or self.unet
+        inputs = {"class_labels": class_labels} if unet.config.num_class_embeds is not None else {}
         if low_res is not None:
             inputs["low_res"] = low_res
-        with keeping_weights(self.unet):
-            model_output = self.unet(sample.to(self.unet.dtype), timestep, **inputs).sample.float()
+        with keeping_weights(unet):
+            model_output = unet(sample.to(unet.dtype), timestep, **inputs).sample.float()
         return diffusion.predict(model_output, sample, timestep, diffusion.clip_range)
 
-    def look(
+    def prepare_look(
         self,
-        sample: torch.Tensor,
-        t: int,
-        index: int,
-        *,
         diffusion: GaussianDiffusion,
+        timesteps: Sequence[int] | Sequence[float],
         guidance: Guidance,
         class_labels: torch.Tensor | None,
-        num_steps: int,
+        generator: Generators,
         low_res: torch.Tensor | None = None,
-    ) -> GuidedStep:
-        """The step from x_t, the `index`-th of `num_steps`, as guidances see it; its prediction is what they make of the unet's."""
-        timestep = torch.tensor(t, device=sample.device)
-        predict = partial(self.predict, low_res=low_res, diffusion=diffusion)
+    ) -> tuple[Look, Counter]:
+        """How a call looks at its samples, and the count of what that costs, which grows as the call goes on.
 
-        def guided(sample: torch.Tensor) -> Prediction:
-            prediction = predict(sample, timestep, class_labels)
-            noise = guidance.mix(step.seeing(sample, prediction))
-            if noise is not prediction.noise:
-                original = diffusion.predict_original(noise, sample, timestep, diffusion.clip_range)
-                prediction = replace(prediction, noise=noise, pred_original_sample=original)
-            return replace(prediction, pred_original_sample=guidance.replace(step.seeing(sample, prediction)))
+        A look gives the step as guidances see it; its prediction is what they make of the unet's.
+        """
+        abars = diffusion.coefficient("abar", torch.tensor(timesteps, device=self._execution_device), torch.empty(0))
+        abars, memory, cost = abars.flatten().to(self._execution_device), {}, Counter()
 
-        alpha_prod_t = diffusion.coefficient("abar", timestep, sample)
-        step = GuidedStep(sample, timestep, class_labels, alpha_prod_t, predict, guided, index, num_steps)
-        return step
+        def predict(sample, timestep, class_labels, unet=None) -> Prediction:
+            cost["unet"] += 1
+            return self.predict(sample, timestep, class_labels, low_res, diffusion, unet)
+
+        def look(sample: torch.Tensor, t: int | float, index: int) -> GuidedStep:
+            timestep = torch.tensor(t, device=sample.device)
+
+            def guided(sample: torch.Tensor) -> Prediction:
+                prediction = predict(sample, timestep, class_labels)
+                noise = guidance.mix(step.seeing(sample, prediction))
+                if noise is not prediction.noise:
+                    original = diffusion.predict_original(noise, sample, timestep, diffusion.clip_range)
+                    prediction = replace(prediction, noise=noise, pred_original_sample=original)
+                return replace(prediction, pred_original_sample=guidance.replace(step.seeing(sample, prediction)))
+
+            step = GuidedStep(sample, timestep, class_labels, abars, predict, guided, index, generator, memory, cost)
+            return step
+
+        return look, cost
+
+    def denoise(
+        self,
+        sample: torch.Tensor,
+        timesteps: Sequence[int] | Sequence[float],
+        look: Look,
+        take_step: Callable[[GuidedStep], torch.Tensor],
+        guidance: GuidanceSum,
+        on_step_end: OnStepEnd,
+    ) -> torch.Tensor:
+        """From x_T to x_0, (B, C, H, W), float32, by steps that take x_t to x_{t-1}, as often as the guidance wants each."""
+        for i, t in self.progress(timesteps):
+            step = look(sample, t, i)
+            for _ in range(guidance.recurrences(step) - 1):
+                step = look(step.noised_again(take_step(step)), t, i)
+            sample = on_step_end(take_step(step), t, i)
+        return sample
 
     def progress(self, timesteps: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Numbers and timesteps of the steps, under the progress bar, until a callback interrupts."""
@@ -457,7 +504,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
                 yield index, t
                 progress_bar.update()
 
-    def finish(self, latents: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
+    def finish(
+        self, latents: torch.Tensor, output_type: str, return_dict: bool, cost: Counter
+    ) -> "GuidedImagePipelineOutput | tuple":
         """Turns x_0 (B, C, H, W) into images of `output_type`, and releases offloaded models.
 
         Raises:
@@ -472,7 +521,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         if not return_dict:
             return (images,)
-        return ImagePipelineOutput(images=images)
+        return GuidedImagePipelineOutput(images=images, evaluations=dict(cost))
 
 
 def predicts_variance(unet: UNet2DModel) -> bool:

@@ -2,10 +2,9 @@
 
 import inspect
 from collections.abc import Sequence
-from functools import partial
 
 import torch
-from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import SchedulerMixin, UNet2DModel
 from diffusers.image_processor import PipelineImageInput
 
 from diffusers_cg.diffusion import (
@@ -16,10 +15,11 @@ from diffusers_cg.diffusion import (
     to_ddim_scheduler,
     warn_of_amplification,
 )
-from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum
+from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum, GuidedStep
 from diffusers_cg.pipelines.pipeline_classifier_guided import (
     Callback,
     ClassifierGuidedPipeline,
+    GuidedImagePipelineOutput,
     Look,
     OnStepEnd,
     num_images,
@@ -30,6 +30,7 @@ def denoise_by_ddim(
     pipe: ClassifierGuidedPipeline,
     sample: torch.Tensor,
     diffusion: GaussianDiffusion,
+    timesteps: Sequence[int] | Sequence[float],
     look: Look,
     guidance: GuidanceSum,
     generator: Generators,
@@ -44,18 +45,18 @@ def denoise_by_ddim(
     """
     if guidance.guidances:
         warn_of_amplification(diffusion)
-    timesteps = scheduler.timesteps.tolist()
     scheduler = scheduler_on_guided_noise(scheduler, diffusion)
     accepted = inspect.signature(scheduler.step).parameters
     options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
-    for i, t in pipe.progress(timesteps):
-        step = look(sample, t, i)
+
+    def take_step(step: GuidedStep) -> torch.Tensor:
         gradient = guidance(step)  # s grad log p(y | x_t)
-        noise = diffusion.predict_noise(step.pred_original_sample, sample, step.timestep)
-        noise = noise - diffusion.coefficient("sqrt_one_minus_abar", step.timestep, sample) * gradient
-        sample = scheduler.step(noise, scheduler.timesteps[i], sample, **options).prev_sample
-        sample = on_step_end(sample, t, i)
-    return sample
+        noise = diffusion.predict_noise(step.pred_original_sample, step.sample, step.timestep)
+        noise = noise - diffusion.coefficient("sqrt_one_minus_abar", step.timestep, step.sample) * gradient
+        prev_sample = scheduler.step(noise, scheduler.timesteps[step.index], step.sample, **options).prev_sample
+        return guidance.correct(step, prev_sample)
+
+    return pipe.denoise(sample, timesteps, look, take_step, guidance, on_step_end)
 
 
 def invert_by_ddim(
@@ -121,7 +122,7 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' convention, not changed)
-    ) -> ImagePipelineOutput | tuple:
+    ) -> GuidedImagePipelineOutput | tuple:
         """Draws images.
 
         Args:
@@ -131,7 +132,7 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
                 [`ClassifierGuidedDDPMPipeline.__call__`].
 
         Returns:
-            `ImagePipelineOutput` or `tuple`: `.images`.
+            [`GuidedImagePipelineOutput`] or `tuple`: `.images`; `.evaluations`, what they cost.
 
         Raises:
             InputError: if an input is out of range or missing; nothing has been computed by then.
@@ -139,21 +140,16 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         self.check_output_type(output_type)
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         shape = self.prepare_shape(height, width)
-        scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
+        scheduler, diffusion, timesteps = self.prepare_steps(num_inference_steps, timesteps)
         check_eta(eta, scheduler)
         labels = self.prepare_class_labels(class_labels, batch_size)
         batch_size = num_images(labels, batch_size)
         guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape)
         latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
-        look = partial(
-            self.look,
-            diffusion=diffusion,
-            guidance=guidance,
-            class_labels=labels,
-            num_steps=len(scheduler.timesteps),
-        )
-        sample = denoise_by_ddim(self, latents, diffusion, look, guidance, generator, on_step_end, scheduler, eta)
-        return self.finish(sample, output_type, return_dict)
+        look, cost = self.prepare_look(diffusion, timesteps, guidance, labels, generator)
+        inputs = (self, latents, diffusion, timesteps, look, guidance)
+        sample = denoise_by_ddim(*inputs, generator, on_step_end, scheduler, eta)
+        return self.finish(sample, output_type, return_dict, cost)
 
     @torch.no_grad()
     def invert(
@@ -187,20 +183,14 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
             InputError: if an input is out of range or missing; nothing has been computed by then.
         """
         shape = self.prepare_shape(height, width)
-        _, diffusion = self.prepare_steps(num_inference_steps, timesteps)
+        _, diffusion, _ = self.prepare_steps(num_inference_steps, timesteps)
         sample = self.prepare_image(image, shape)
         labels = self.prepare_class_labels(class_labels, len(sample))
         unguided = self.prepare_guidance(None, labels, 0.0, len(sample), shape)
-        look = partial(
-            self.look,
-            diffusion=diffusion,
-            guidance=unguided,
-            class_labels=labels,
-            num_steps=len(diffusion.timesteps),
-        )
         upwards = diffusion.timesteps.tolist()[::-1]
         if timesteps is not None:
             upwards.pop()  # of a number of steps, one more leads from the last timestep to pure noise, as the reference's
+        look, _ = self.prepare_look(diffusion, upwards, unguided, labels, None)
         latents = invert_by_ddim(self, sample, upwards, diffusion, look)
         self.maybe_free_model_hooks()
         return latents

@@ -1,5 +1,6 @@
 """Classifier guidance: the gradient of log p(y | x_t) at x_t (section 4 of the paper)."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -8,7 +9,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance.guidance import Guidance, GuidedStep
+from diffusers_cg.guidance.guidance import Guidance, check_per_image, per_image
+from diffusers_cg.guidance.guided_step import GuidedStep
 
 
 class ClassifierGuidance(Guidance):
@@ -16,27 +18,66 @@ class ClassifierGuidance(Guidance):
 
     Args:
         classifier (`NoisyClassifierModel`): `(sample, timestep) -> .logits`, (B, num_classes). Not changed.
-        class_labels (`int`, sequence of `int` or `torch.Tensor`): y, one for all images or one per image (B,).
+        class_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): y, one for all images or one per image (B,);
+            those of the call otherwise.
         scale (`float` or one per image): s of the paper; 0 is off.
+        entropy_driven (`bool`): Whether each image's scale grows as the classifier gets sure of it, s ln C / H(p(y | x_t))
+            with H the entropy over its C classes (*Entropy-driven Sampling and Training Scheme for Conditional Diffusion
+            Generation*, Zheng et al., 2022).
+        at_mean (`bool`): Whether the gradient is taken at the mean of x_{t-1}, as the paper writes Algorithm 1, in place of
+            x_t, as its code does.
     """
 
     def __init__(
         self,
         classifier: nn.Module,
-        class_labels: int | Sequence[int] | torch.Tensor,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
         scale: float | Sequence[float] | torch.Tensor = 1.0,
+        entropy_driven: bool = False,
+        at_mean: bool = False,
     ):
-        if class_labels is None:
-            raise InputError("`class_labels` are missing: a classifier guides to one per image.")
         self.classifier = classifier
-        self.class_labels = torch.as_tensor(class_labels).to(torch.int64).reshape(-1)
-        self.scale = torch.as_tensor(scale, dtype=torch.float32).reshape(-1, 1, 1, 1)
+        self.class_labels = None if class_labels is None else torch.as_tensor(class_labels).to(torch.int64).reshape(-1)
+        self.scale = per_image(scale)
+        self.entropy_driven = entropy_driven
+        self.at_mean = at_mean
+
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        config = self.classifier.config
+        check_per_image("`scale`", self.scale, shape)
+        check_labels(self.class_labels, class_labels, shape, config.num_classes)
+        if config.in_channels != shape[1]:
+            raise InputError(f"The classifier reads {config.in_channels} channels, but samples have {shape[1]}.")
 
     def __call__(self, step: GuidedStep) -> torch.Tensor:
-        device = step.sample.device
-        class_labels = self.class_labels.to(device).expand(len(step.sample))
-        gradient = classifier_gradient(self.classifier, step.sample, step.timestep, class_labels)
-        return self.scale.to(device) * gradient
+        sample, scale = step.mean if self.at_mean else step.sample, self.scale.to(step.sample)
+        class_labels = labels_of(self.class_labels, step)
+        gradient, logits = gradient_and_logits(self.classifier, sample, step.timestep, class_labels)
+        step.cost.update(classifier=1, backward=1)
+        if self.entropy_driven:
+            log_probs = logits.log_softmax(dim=-1)
+            entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+            scale = scale * (math.log(logits.shape[-1]) / entropy).reshape(-1, 1, 1, 1)
+        return scale * gradient
+
+
+def labels_of(class_labels: torch.Tensor | None, step: GuidedStep, count: int | None = None) -> torch.Tensor:
+    """A guidance's own labels or else those of the call, for `count` images, (count,): over and over if there are more."""
+    labels = (step.class_labels if class_labels is None else class_labels).to(step.sample.device)
+    return labels.repeat((count or len(step.sample)) // len(labels))
+
+
+def check_labels(
+    class_labels: torch.Tensor | None, of_call: torch.Tensor | None, shape: torch.Size, num_classes: int | None
+) -> None:
+    """Raises `InputError` unless there are labels, one or as many as images, each of a class that there is."""
+    labels = of_call if class_labels is None else class_labels
+    if labels is None:
+        raise InputError("`class_labels` are missing: this guidance leads to one per image.")
+    if len(labels) not in (1, shape[0]):
+        raise InputError(f"`class_labels` must be one, or one for each of the {shape[0]} images, got {len(labels)}.")
+    if bool((labels < 0).any()) or num_classes is not None and bool((labels >= num_classes).any()):
+        raise InputError(f"`class_labels` of a guidance must lie in 0..{num_classes - 1}, got {labels.tolist()}.")
 
 
 def classifier_gradient(
@@ -50,15 +91,21 @@ def classifier_gradient(
         timestep (`torch.Tensor`, `float` or `int`): One for all or one per image (B,).
         class_labels (`torch.Tensor`): y, (B,) int64.
     """
+    return gradient_and_logits(classifier, sample, timestep, class_labels)[0]
+
+
+def gradient_and_logits(
+    classifier: Callable, sample: torch.Tensor, timestep: torch.Tensor | float | int, class_labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[`classifier_gradient`], and the logits that it is of, (B, number of classes) float32."""
     with torch.inference_mode(False), torch.enable_grad(), _evaluating(classifier):
         # clones, since tensors made in inference mode cannot take part in a gradient
         sample, class_labels = sample.detach().float().clone().requires_grad_(True), class_labels.clone()
         timestep = timestep.clone() if isinstance(timestep, torch.Tensor) else timestep
         with keeping_weights(classifier):
-            logits = classifier(sample.to(classifier.dtype), timestep).logits
-        log_probs = logits.float().log_softmax(dim=-1)
-        selected = log_probs.gather(1, class_labels[:, None]).sum()
-        return torch.autograd.grad(selected, sample)[0]
+            logits = classifier(sample.to(classifier.dtype), timestep).logits.float()
+        selected = logits.log_softmax(dim=-1).gather(1, class_labels[:, None]).sum()
+        return torch.autograd.grad(selected, sample)[0], logits.detach()
 
 
 def keeping_weights(model: nn.Module) -> saved_tensors_hooks:

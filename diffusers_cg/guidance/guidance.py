@@ -1,112 +1,36 @@
-r"""What a guidance sees of a step of sampling, what it may change there, and how guidances compose.
+r"""What a guidance may change in a step of sampling, and how guidances compose.
 
-A guidance has three parts, any of which may be left out:
+A guidance has four parts, any of which may be left out:
 
 | part | given back | what it does to the step |
 | --- | --- | --- |
 | `guidance(step)` | s grad log p(y\|x_t) | shifts the mean by Sigma times it (Algorithm 1), the noise by -sqrt(1 - abar_t) times it (Algorithm 2) |
 | `guidance.mix(step)` | a noise | replaces the network's, as classifier-free guidance does |
 | `guidance.replace(step)` | a clean image | replaces the one that the network sees, as a mask does |
+| `guidance.correct(step, prev_sample)` | x_{t-1} | replaces the one that the step led to |
 
-First noises are mixed, then clean images replaced; what gives gradients sees the outcome. A plain function of a step is a
-guidance of the first part alone.
+First noises are mixed, then clean images replaced; what gives gradients sees the outcome, and last x_{t-1} is corrected. A
+plain function of a step is a guidance of the first part alone.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from copy import copy
-from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING
 
 import torch
 
 from diffusers_cg.errors import InputError
-
-
-if TYPE_CHECKING:
-    from diffusers_cg.diffusion import Prediction
-
-    Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Prediction]
-
-
-@dataclass(eq=False)
-class GuidedStep:
-    """A step of sampling, from x_t to x_{t-1}, as a guidance sees it. Nothing is computed unless asked for, nor twice.
-
-    Args:
-        sample (`torch.Tensor`): x_t, (B, C, H, W), float32.
-        timestep (`torch.Tensor`): t, 0-d.
-        class_labels (`torch.Tensor`, *optional*): (B,) int64, as the call was given them.
-        alpha_prod_t (`torch.Tensor`): abar_t, (1, 1, 1, 1), float32.
-        predict (callable): The network, `(sample, timestep, class_labels) -> Prediction`: to be asked about other samples,
-            times (fractional ones, too) and labels, with a graph where gradients are on.
-        look (callable): What the sampler goes by, `sample -> Prediction`: `predict` as guidances change it.
-        index, num_steps (`int`): Which step of how many.
-    """
-
-    sample: torch.Tensor
-    timestep: torch.Tensor
-    class_labels: torch.Tensor | None
-    alpha_prod_t: torch.Tensor
-    predict: "Predict"
-    look: "Callable[[torch.Tensor], Prediction]"
-    index: int = 0
-    num_steps: int = 1
-
-    @cached_property
-    def prediction(self) -> "Prediction":
-        """What the network sees in the sample, each field (B, C, H, W) or broadcasting to it, float32, without a graph."""
-        with torch.no_grad():
-            return self.look(self.sample)
-
-    @property
-    def noise(self) -> torch.Tensor:
-        """eps, the noise that the network sees in the sample, (B, C, H, W)."""
-        return self.prediction.noise
-
-    @property
-    def pred_original_sample(self) -> torch.Tensor:
-        """The clean image x_0 that the network sees in the sample, about [-1, 1], (B, C, H, W)."""
-        return self.prediction.pred_original_sample
-
-    @property
-    def variance(self) -> torch.Tensor:
-        """Sigma_t, (B, C, H, W) or broadcasting to it."""
-        return self.prediction.variance
-
-    @property
-    def sigma(self) -> float:
-        """The noise level sqrt((1 - abar_t) / abar_t): the standard deviation of noise on an image of unit scale."""
-        abar = self.alpha_prod_t.item()
-        return math.sqrt((1 - abar) / abar)
-
-    def differentiable(self) -> "GuidedStep":
-        """This step with a graph that leads from its prediction back to its sample, a leaf.
-
-        Asked for before anything else, it costs that graph and no second pass through the network.
-        """
-        with torch.enable_grad():
-            sample = self.sample.detach().clone().requires_grad_(True)
-            prediction = self.look(sample)
-        if "prediction" not in vars(self):
-            self.prediction = type(prediction)(*(value.detach() for value in vars(prediction).values()))
-        return self.seeing(sample, prediction)
-
-    def seeing(self, sample: torch.Tensor, prediction: "Prediction") -> "GuidedStep":
-        """This step at another sample, and with what is seen in it."""
-        step = copy(self)
-        step.sample, step.prediction = sample, prediction
-        return step
+from diffusers_cg.guidance.guided_step import GuidedStep
 
 
 class Guidance:
     """Base of guidances: a subclass overrides what it does, the rest leaves the step as it is.
 
-    Guidances add (`a + b`): gradients and shifts of the noise add up, clean images are replaced one after the other. They
-    weigh (`0.5 * a`: half as far), and can be [`confined`] to a part of the steps.
+    Guidances add (`a + b`): gradients and shifts of the noise add up, clean images are replaced and samples corrected one
+    after the other. They weigh (`0.5 * a`: half as far), can be [`confined`] to a part of the steps, and their gradients
+    [`clamped`].
     """
 
     def __call__(self, step: GuidedStep) -> torch.Tensor | float:
@@ -120,6 +44,26 @@ class Guidance:
     def replace(self, step: GuidedStep) -> torch.Tensor:
         """The clean image to go by in place of `step.pred_original_sample`, (B, C, H, W) float32."""
         return step.pred_original_sample
+
+    def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
+        """The sample to go on with in place of `prev_sample`, x_{t-1}, (B, C, H, W) float32."""
+        return prev_sample
+
+    def recurrences(self, step: GuidedStep) -> int:
+        """How often the step is taken, with its noise added back in between."""
+        return 1
+
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        """Raises `InputError` where this guidance cannot guide a call, before anything is computed.
+
+        Args:
+            shape (`torch.Size`): Of the samples, (B, C, H, W).
+            class_labels (`torch.Tensor`, *optional*): The call's, (B,) int64.
+        """
+
+    def clamped(self, max_norm: float) -> "Guidance":
+        """This guidance with a gradient whose norm is at most `max_norm` in each image."""
+        return Clamped(self, max_norm)
 
     def confined(
         self, start: float = 0.0, stop: float = 1.0, sigmas: tuple[float, float] = (0.0, math.inf), every: int = 1
@@ -143,7 +87,7 @@ class Guidance:
     def __radd__(self, other: "Guidance | GuidanceFunction") -> "Guidance":
         return GuidanceSum([other, self])
 
-    def __mul__(self, weight: float) -> "Guidance":
+    def __mul__(self, weight: "float | Sequence[float] | torch.Tensor") -> "Guidance":
         return Weighted(self, weight)
 
     __rmul__ = __mul__
@@ -209,32 +153,97 @@ class GuidanceSum(Guidance):
                 step = step.seeing(step.sample, dataclasses.replace(step.prediction, pred_original_sample=replaced))
         return step.pred_original_sample
 
+    def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            for guidance in self.guidances:
+                prev_sample = guidance.correct(step, prev_sample)
+        return prev_sample.detach()
 
-class Weighted(Guidance):
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        for guidance in self.guidances:
+            guidance.check(shape, class_labels)
+
+    def recurrences(self, step: GuidedStep) -> int:
+        return max([1, *(guidance.recurrences(step) for guidance in self.guidances)])
+
+
+class Changed(Guidance):
+    """Base of what changes another guidance: a subclass overrides what it changes."""
+
+    def __init__(self, guidance: Guidance):
+        self.guidance = guidance
+
+    def __call__(self, step: GuidedStep) -> torch.Tensor | float:
+        return self.guidance(step)
+
+    def mix(self, step: GuidedStep) -> torch.Tensor:
+        return self.guidance.mix(step)
+
+    def replace(self, step: GuidedStep) -> torch.Tensor:
+        return self.guidance.replace(step)
+
+    def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
+        return self.guidance.correct(step, prev_sample)
+
+    def recurrences(self, step: GuidedStep) -> int:
+        return self.guidance.recurrences(step)
+
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        self.guidance.check(shape, class_labels)
+
+
+class Weighted(Changed):
     """A guidance that goes `weight` times as far.
 
     Args:
         guidance (`Guidance`).
-        weight (`float`).
+        weight (`float` or one per image).
     """
 
-    def __init__(self, guidance: Guidance, weight: float):
-        self.guidance = guidance
-        self.weight = weight
+    def __init__(self, guidance: Guidance, weight: float | Sequence[float] | torch.Tensor):
+        super().__init__(guidance)
+        self.weight = per_image(weight)
+
+    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
+        check_per_image("`weight`", self.weight, shape)
+        super().check(shape, class_labels)
+
+    def farther(self, there: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+        """`weight` times as far as from `here` to `there`."""
+        return here if there is here else here + self.weight.to(here) * (there - here)
 
     def __call__(self, step: GuidedStep) -> torch.Tensor | float:
-        return self.weight * self.guidance(step)
+        gradient = self.guidance(step)
+        return self.weight.to(gradient) * gradient if isinstance(gradient, torch.Tensor) else gradient
 
     def mix(self, step: GuidedStep) -> torch.Tensor:
-        mixed = self.guidance.mix(step)
-        return mixed if mixed is step.noise else step.noise + self.weight * (mixed - step.noise)
+        return self.farther(self.guidance.mix(step), step.noise)
 
     def replace(self, step: GuidedStep) -> torch.Tensor:
-        replaced, seen = self.guidance.replace(step), step.pred_original_sample
-        return replaced if replaced is seen else seen + self.weight * (replaced - seen)
+        return self.farther(self.guidance.replace(step), step.pred_original_sample)
+
+    def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
+        return self.farther(self.guidance.correct(step, prev_sample), prev_sample)
 
 
-class Confined(Guidance):
+class Clamped(Changed):
+    """A guidance whose gradient is shortened in each image to a norm of at most `max_norm`."""
+
+    def __init__(self, guidance: Guidance, max_norm: float):
+        if not max_norm > 0:
+            raise InputError(f"`max_norm` must be above 0, got {max_norm!r}.")
+        super().__init__(guidance)
+        self.max_norm = max_norm
+
+    def __call__(self, step: GuidedStep) -> torch.Tensor | float:
+        gradient = self.guidance(step)
+        if not isinstance(gradient, torch.Tensor):
+            return gradient
+        norm = gradient.flatten(1).norm(dim=1).clamp(min=self.max_norm).reshape(-1, 1, 1, 1)
+        return gradient * (self.max_norm / norm)
+
+
+class Confined(Changed):
     """A guidance in a part of the steps; see [`Guidance.confined`]."""
 
     def __init__(self, guidance: Guidance, start: float, stop: float, sigmas: tuple[float, float], every: int):
@@ -243,7 +252,7 @@ class Confined(Guidance):
                 "A guidance is confined to 0 <= start < stop <= 1 and to rising noise levels, each step or every k-th, got "
                 f"start={start}, stop={stop}, sigmas={sigmas}, every={every}."
             )
-        self.guidance = guidance
+        super().__init__(guidance)
         self.start, self.stop = start, stop
         self.sigmas = sigmas
         self.every = every
@@ -263,3 +272,22 @@ class Confined(Guidance):
 
     def replace(self, step: GuidedStep) -> torch.Tensor:
         return self.guidance.replace(step) if self.is_active(step) else step.pred_original_sample
+
+    def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
+        return self.guidance.correct(step, prev_sample) if self.is_active(step) else prev_sample
+
+    def recurrences(self, step: GuidedStep) -> int:
+        return self.guidance.recurrences(step) if self.is_active(step) else 1
+
+
+def per_image(numbers: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
+    """One number for all images or one for each, float32, broadcasting over samples: (1 or B, 1, 1, 1)."""
+    return torch.as_tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1, 1)
+
+
+def check_per_image(name: str, numbers: torch.Tensor, shape: torch.Size) -> None:
+    """Raises `InputError` unless the numbers are finite, and one or as many as the samples of this shape, (B, C, H, W)."""
+    if len(numbers) not in (1, shape[0]) or not bool(numbers.isfinite().all()):
+        raise InputError(
+            f"{name} must be a finite number, or one for each of the {shape[0]} images, got {numbers.flatten().tolist()}."
+        )

@@ -308,9 +308,13 @@ def test_a_scale_beside_a_guidance_needs_a_classifier(kind):
     tiny.check_refused(pipe, changed, InputError, "has no classifier")
 
 
-def test_a_classifier_guides_to_labels():
-    with pytest.raises(InputError, match="`class_labels` are missing"):
-        ClassifierGuidance(tiny.classifier(), None)
+def test_a_classifier_guides_to_labels_of_the_call_or_its_own():
+    pipe = tiny.pipeline(DDIM)
+    call = {"class_labels": None, "batch_size": 2, "guidance": ClassifierGuidance(pipe.classifier)}
+    tiny.check_refused(pipe, call, InputError, "`class_labels` are missing")
+    of_call = draw(pipe, ClassifierGuidance(pipe.classifier))
+    assert torch.equal(of_call, draw(pipe, ClassifierGuidance(pipe.classifier, LABELS)))
+    assert not torch.allclose(of_call, draw(pipe, ClassifierGuidance(pipe.classifier, 2)), atol=1e-3)
 
 
 @BOTH

@@ -1,0 +1,72 @@
+"""Guidance by a text, through a CLIP model that looks at the clean image."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from diffusers_cg.errors import InputError
+from diffusers_cg.guidance.clean_image_guidance import CleanImageGuidance, processor_of_tensors
+from diffusers_cg.guidance.guided_step import GuidedStep
+
+
+class TextGuidance(CleanImageGuidance):
+    r"""f = cos(e_image(x_0), e_text(y)), the similarity of *Learning Transferable Visual Models From Natural Language
+    Supervision* (Radford et al., 2021), times a scale: about 100 where CLIP's own temperature is meant.
+
+    Args:
+        clip (`CLIPModel`): Of `transformers`; not changed.
+        processor (`CLIPProcessor`): Its tokenizer and image processor.
+        text (`str` or one per image): What is to be seen.
+        scale, through_unet: as in [`CleanImageGuidance`].
+        num_cutouts (`int`): Random square parts of the image, of at least half its side, that are looked at in place of
+            the whole; their similarities are averaged. They are drawn by the call's generator.
+    """
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        processor,
+        text: str | Sequence[str],
+        scale: float | Sequence[float] | torch.Tensor = 100.0,
+        through_unet: bool = True,
+        num_cutouts: int = 0,
+    ):
+        super().__init__(scale, through_unet)
+        if not hasattr(clip, "get_text_features"):
+            raise InputError(f"A model of text and images is needed, as CLIPModel, got {type(clip).__name__}.")
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts or not all(isinstance(each, str) and each.strip() for each in texts):
+            raise InputError(f"`text` must be a text or one per image, got {text!r}.")
+        self.clip = clip.eval().requires_grad_(False)
+        self.prepare = processor_of_tensors(processor.image_processor)
+        self.num_cutouts = num_cutouts
+        tokens = processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").to(clip.device)
+        with torch.no_grad():
+            self.text_embeds = F.normalize(_embeds(clip.get_text_features(**tokens)).float(), dim=-1)  # (1 or B, D)
+
+    def log_likelihood(self, clean_images: torch.Tensor, step: GuidedStep) -> torch.Tensor:
+        views = [self._cutouts(clean_images, step) for _ in range(self.num_cutouts)] or [self.prepare(clean_images)]
+        text_embeds = self.text_embeds.repeat(len(clean_images) // len(self.text_embeds), 1)
+        similarities = []
+        for view in views:
+            image_embeds = _embeds(self.clip.get_image_features(pixel_values=view.to(self.clip.dtype)))
+            similarities.append((F.normalize(image_embeds.float(), dim=-1) * text_embeds).sum(dim=-1))
+        step.cost["classifier"] += len(views)
+        return torch.stack(similarities).mean(dim=0)
+
+    def _cutouts(self, images: torch.Tensor, step: GuidedStep) -> torch.Tensor:
+        """A square of each image, of a random side and place, as CLIP takes them."""
+        height, width = images.shape[2:]
+        cutouts = []
+        for image, drawn in zip(images, torch.special.ndtr(step.randn((len(images), 3))).tolist()):
+            side = round(min(height, width) * (1 + drawn[0]) / 2)
+            top, left = round((height - side) * drawn[1]), round((width - side) * drawn[2])
+            cutouts.append(self.prepare(image[None, :, top : top + side, left : left + side]))
+        return torch.cat(cutouts)
+
+
+def _embeds(features) -> torch.Tensor:
+    """(B, D): of `transformers` 4 a tensor, of 5 an output that holds it."""
+    return features if isinstance(features, torch.Tensor) else features.pooler_output
