@@ -30,7 +30,7 @@ def sweep(tmp_path):
 
     def draw(cell, directory):
         drawn.append((cell, directory))
-        return images_of(cell), images_of(cell)
+        return images_of(cell), images_of(cell), {}
 
     def sweep(cells=CELLS, num_samples=6, reference=REFERENCE, extractor=None, **changed):
         return sweep_to_folder(
