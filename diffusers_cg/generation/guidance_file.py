@@ -226,11 +226,11 @@ class GuidanceFile:
         Raises:
             InputError: if one cannot be made: a network is missing, or is none of its kind.
         """
-        made = []
-        for number, entry in enumerate(self.entries, 1):
-            where = f"{self.path}: guidance {number}, {type(entry).__name__}"
-            made.append(entry.of(said_of(where, self._make, entry, pipe)))
-        return GuidanceSum(made)
+        return GuidanceSum([entry.of(self._said(self._make, entry, pipe)) for entry in self.entries])
+
+    def _said(self, make: Callable, entry: Changes, pipe: ClassifierGuidedPipeline) -> Any:
+        where = f"{self.path}: guidance {self.entries.index(entry) + 1}, {type(entry).__name__}"
+        return said_of(where, make, entry, pipe)
 
     def _make(self, entry: Typed, pipe: ClassifierGuidedPipeline) -> Guidance:
         make = GUIDANCES[type(entry).__name__]
@@ -278,17 +278,20 @@ class GuidanceFile:
 
     def num_classes(self, pipe: ClassifierGuidedPipeline) -> int | None:
         """How many classes there are to lead to; None where a call needs no labels."""
-        for entry in self.entries:
-            entry = getattr(entry, "target", entry)
-            if isinstance(getattr(entry, "classify", None), str) and entry.class_labels is None:
-                return self.network("classify", entry.classify).model.config.num_labels
-            if hasattr(entry, "classifier") and entry.class_labels is None:
-                model = (
-                    pipe.classifier if entry.classifier is None else self.network("classifier", entry.classifier).model
-                )
-                return None if model is None else model.config.num_classes
-            if type(entry).__name__ == ClassifierFreeGuidance.__name__:
-                return pipe.unet.config.num_class_embeds
+        counts = [self._said(self._num_classes, entry, pipe) for entry in self.entries]
+        return next((count for count in counts if count is not None), None)
+
+    def _num_classes(self, entry: Typed, pipe: ClassifierGuidedPipeline) -> int | None:
+        entry = getattr(entry, "target", entry)
+        if type(entry).__name__ == ClassifierFreeGuidance.__name__:
+            return pipe.unet.config.num_class_embeds
+        if getattr(entry, "class_labels", None) is not None:
+            return None
+        if hasattr(entry, "classify"):
+            return self.network("classify", entry.classify).model.config.num_labels
+        if hasattr(entry, "classifier"):
+            own = pipe.classifier if entry.classifier is None else self.network("classifier", entry.classifier).model
+            return None if own is None else own.config.num_classes
         return None
 
     @property

@@ -14,7 +14,9 @@ from diffusers_cg.errors import InputError
 class Typed(BaseModel):
     """Base of what is read from words: of the types that its fields have, and nothing beside them."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True, ser_json_inf_nan="strings"
+    )
 
 
 def typed(name: str, fields: dict[str, tuple[Any, Any]], base: type[Typed] = Typed) -> type[Typed]:

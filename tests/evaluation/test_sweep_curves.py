@@ -20,7 +20,7 @@ CELLS = [Cell(algorithm, 2, scale) for algorithm in ("ddpm", "ddim") for scale i
 def images_of(cell):
     """The same noise at every scale, of less and less contrast."""
     noise = np.random.default_rng(1).normal(size=(6, 8, 8, 3)) * 60 / (1 + cell.scale)
-    return (128 + noise + 5 * (cell.algorithm == "ddim")).clip(0, 255).astype(np.uint8)
+    return (128 + noise + 5 * (cell.sampler == "ddim")).clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture
