@@ -192,8 +192,8 @@ def resolve_timesteps(
 ) -> list[int] | list[float]:
     """The timesteps to sample with: those given, or `num_inference_steps` as the scheduler spaces them.
 
-    They are whole but for schedulers in sigma space, and decrease; solvers that take several looks at a noise level, or more levels than there are timesteps (PNDM, Karras's
-    spacing), repeat some. Sets the scheduler's timesteps as a side effect.
+    They are whole but for schedulers in sigma space, and decrease; solvers that take several looks at a noise level, or more
+    levels than there are timesteps (PNDM, Karras's spacing), repeat some. Sets the scheduler's timesteps as a side effect.
 
     Raises:
         InputError: if there are too few or too many steps, or the timesteps given are not whole numbers, out of range
@@ -227,8 +227,9 @@ def resolve_timesteps(
     number = int(num_inference_steps)
     if isinstance(scheduler, IN_SIGMA):
         _set_timesteps(scheduler, number)
-        whole = GaussianDiffusion.from_scheduler(scheduler)
-        return timesteps_at(sigmas_of(scheduler, whole), noise_levels(whole.alphas_cumprod)).tolist()
+        process = GaussianDiffusion.from_scheduler(scheduler)
+        scheduler.timesteps = timesteps_at(sigmas_of(scheduler, process), noise_levels(process.alphas_cumprod)).float()
+        return scheduler.timesteps.tolist()
     paper = _paper_timesteps(scheduler, number)
     if paper is not None:
         scheduler.set_timesteps(number)
