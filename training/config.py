@@ -328,7 +328,7 @@ class TrainingSettings(NetworkSettings, DataSettings):
     # ------------------------------------------------------------------------------------------------ what is left open
 
     def resolve(self: S, pretrained: ADMUNet2DModel | NoisyClassifierModel | None = None) -> S:
-        """A copy with nothing of the network left open: see the head of this file.
+        """A copy with nothing of the network left open but what [`go_on_from`] settles: see the head of this file.
 
         Args:
             pretrained (`ModelMixin`, *optional*): The model that `init_from` names.
@@ -361,6 +361,13 @@ class TrainingSettings(NetworkSettings, DataSettings):
         copy = self.model_copy(update=settled)
         copy._typed = self.command_line()
         return copy
+
+    def go_on_from(self, checkpoint: dict[str, Any]) -> None:
+        """Settles `scale_betas`, of settings that were resolved: as those of a checkpoint, if there is one, or else yes."""
+        if self.scale_betas is None:
+            self.scale_betas = checkpoint.get("scale_betas", True)
+            if not self.scale_betas:  # another training than these flags alone would make
+                self._typed = [*self.command_line(), "--no-scale_betas"]
 
     def architecture(self) -> dict[str, Any]:
         """The constructor's arguments that both models have, of settings that were resolved."""
@@ -478,7 +485,7 @@ class UNetSettings(TrainingSettings):
         return self
 
     def resolve(self, pretrained: ADMUNet2DModel | None = None) -> "UNetSettings":
-        """As of every training, and `loss` and `lambda_vlb` too. `scale_betas` is left to the checkpoint, if there is one.
+        """As of every training, and `loss` and `lambda_vlb` too.
 
         Raises:
             InputError: as there, or if the settings of an upsampler do not go together.

@@ -152,8 +152,7 @@ def train(settings: UNetSettings) -> None:
     accelerator = make_accelerator(settings)
     accelerator.print(dataset.summary())
     checkpoint = state_to_resume(accelerator, settings)
-    if settings.scale_betas is None:
-        settings.scale_betas = checkpoint.get("scale_betas", True)
+    settings.go_on_from(checkpoint)
     dataset = in_class_order(
         dataset, checkpoint.get("class_names"), None if pretrained is None else pretrained.config.class_names
     )
