@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral
 from typing import Literal
@@ -28,6 +28,7 @@ from diffusers_cg.guidance import (
     Guidance,
     GuidanceFunction,
     GuidanceSum,
+    GuidedCall,
     GuidedStep,
     keeping_weights,
 )
@@ -40,8 +41,8 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 Callback = Callable | PipelineCallback | MultiPipelineCallbacks
 
-Look = Callable[[torch.Tensor, int | float, int], GuidedStep]
-"""(sample x_t, t, number of the step) -> the step as guidances see it."""
+TakeStep = Callable[[GuidedStep], torch.Tensor]
+"""The step from x_t -> x_{t-1}, (B, C, H, W)."""
 
 OnStepEnd = Callable[[torch.Tensor, int, int], torch.Tensor]
 """(sample x_{t-1}, t, number of the step) -> the sample to go on with."""
@@ -292,10 +293,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
 
     def prepare_steps(
         self, num_inference_steps: int | None, timesteps: Sequence[int] | None
-    ) -> tuple[SchedulerMixin, GaussianDiffusion, list[int] | list[float]]:
-        """A scheduler of the call's own, set to its timesteps, the process over them, each once, and the timesteps.
-
-        Where the timesteps are not whole, the process is that of training.
+    ) -> tuple[SchedulerMixin, GaussianDiffusion]:
+        """A scheduler of the call's own, set to its timesteps, and the process over them, each once; where they are fractional,
+        the process of training.
 
         What the pipeline holds now counts, whether it was given to the constructor or assigned since.
 
@@ -312,7 +312,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             num_inference_steps = min(saved, scheduler.config.num_train_timesteps)
         timesteps = resolve_timesteps(scheduler, num_inference_steps, timesteps)
         whole = sorted(set(timesteps), reverse=True) if isinstance(timesteps[0], int) else None
-        return scheduler, GaussianDiffusion.from_scheduler(scheduler, whole), timesteps
+        return scheduler, GaussianDiffusion.from_scheduler(scheduler, whole)
 
     def prepare_guidance(
         self,
@@ -321,12 +321,13 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         classifier_scale: float | Sequence[float] | torch.Tensor | None,
         batch_size: int,
         shape: tuple[int, int, int],
+        scheduler: SchedulerMixin,
     ) -> GuidanceSum:
         """What guides a call: the classifier at a scale above 0, and what the user gave; a sum of nothing for no guidance.
 
         Raises:
-            InputError: if a classifier or labels are missing, the classifier cannot read images of `shape` (C, H, W), or the
-                guidance is none.
+            InputError: if a classifier or labels are missing, or the guidance is none, or cannot guide such a call: of images
+                of `shape` (C, H, W), labels or scheduler.
         """
         if classifier_scale is None:  # the saved one, unless another guidance is to stand in its place
             alone = guidance is None and self.classifier is not None
@@ -335,14 +336,12 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         uses_classifier = bool((scale > 0).any())
         if uses_classifier and self.classifier is None:
             raise InputError("This pipeline has no classifier: pass `classifier_scale=0`, or load it with one.")
-        if uses_classifier:
-            check_classifier_reads(self.classifier, shape)
-        if class_labels is None and (self.is_conditional or uses_classifier):
-            needed = "the class-conditional unet" if self.is_conditional else "guidance (`classifier_scale` above 0)"
+        if class_labels is None and (self.needs_class or uses_classifier):
+            needed = "the class-conditional unet" if self.needs_class else "guidance (`classifier_scale` above 0)"
             raise InputError(f"`class_labels` are missing: {needed} needs one per image.")
         guidances = [ClassifierGuidance(self.classifier, class_labels, scale)] if uses_classifier else []
         guidance = GuidanceSum([*guidances, guidance] if guidance is not None else guidances)
-        guidance.check(torch.Size([batch_size, *shape]), class_labels)
+        guidance.check(GuidedCall(torch.Size([batch_size, *shape]), class_labels, self.unet, scheduler))
         return guidance
 
     def prepare_callback(self, callback: Callback | None, tensor_inputs: list[str]) -> OnStepEnd:
@@ -384,10 +383,10 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """Raises `InputError` where a call with these arguments would; nothing is computed or drawn."""
         self.check_output_type(output_type)
         shape = self.prepare_shape(height, width)
-        scheduler, _, _ = self.prepare_steps(num_inference_steps, timesteps)
+        scheduler, _ = self.prepare_steps(num_inference_steps, timesteps)
         check_eta(eta, scheduler)
         labels = self.prepare_class_labels(class_labels, batch_size)
-        self.prepare_guidance(guidance, labels, classifier_scale, num_images(labels, batch_size), shape)
+        self.prepare_guidance(guidance, labels, classifier_scale, num_images(labels, batch_size), shape, scheduler)
 
     def check_output_type(self, output_type: str) -> None:
         """Raises `InputError` unless images of the model's channels can be returned as `output_type`."""
@@ -403,6 +402,11 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     def is_conditional(self) -> bool:
         """Whether the unet is told the class."""
         return self.unet.config.num_class_embeds is not None
+
+    @property
+    def needs_class(self) -> bool:
+        """Whether the unet must be told the class; one that was trained with labels left out at times predicts without it."""
+        return self.is_conditional and not self.unet.config.get("label_dropout")
 
     def predict(
         self,
@@ -421,8 +425,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             sample (`torch.Tensor`): x_t, (B, C, H, W), of a process whose clean images span [-1, 1].
             timestep (`torch.Tensor`, `float` or `int`): t, one for all or one per image (B,), in [0, T); fractional
                 times lie between the noise levels of whole ones.
-            class_labels (`torch.Tensor`, *optional*): (B,) int64; an unconditional unet is not told. None asks a
-                class-conditional unet that was trained to do without (`label_dropout`) for any class.
+            class_labels (`torch.Tensor`, *optional*): (B,) int64; an unconditional unet is not told, and another may
+                do without if it was trained to ([`needs_class`]).
             low_res (`torch.Tensor`, *optional*): For an upsampling unet: (B, C, h, w) in [-1, 1].
             diffusion (`GaussianDiffusion`, *optional*): The process whose step is meant; that of training by default,
                 with all timesteps.
@@ -440,58 +444,44 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             model_output = unet(sample.to(unet.dtype), timestep, **inputs).sample.float()
         return diffusion.predict(model_output, sample, timestep, diffusion.clip_range)
 
-    def prepare_look(
+    def denoise(
         self,
+        sample: torch.Tensor,
+        take_step: TakeStep,
         diffusion: GaussianDiffusion,
         timesteps: Sequence[int] | Sequence[float],
-        guidance: Guidance,
+        guidance: GuidanceSum,
         class_labels: torch.Tensor | None,
         generator: Generators,
+        on_step_end: OnStepEnd,
         low_res: torch.Tensor | None = None,
-    ) -> tuple[Look, Counter]:
-        """How a call looks at its samples, and the count of what that costs, which grows as the call goes on.
-
-        A look gives the step as guidances see it; its prediction is what they make of the unet's.
-        """
-        abars = diffusion.coefficient("abar", torch.tensor(timesteps, device=self._execution_device), torch.empty(0))
-        abars, memory, cost = abars.flatten().to(self._execution_device), {}, Counter()
+    ) -> tuple[torch.Tensor, Counter]:
+        """From x_T to x_0, (B, C, H, W), float32, by steps that are each taken as often as the guidance says; and their cost."""
+        cost = Counter(unet=0, classifier=0, backward=0)
 
         def predict(sample, timestep, class_labels, unet=None) -> Prediction:
             cost["unet"] += 1
             return self.predict(sample, timestep, class_labels, low_res, diffusion, unet)
 
-        def look(sample: torch.Tensor, t: int | float, index: int) -> GuidedStep:
-            timestep = torch.tensor(t, device=sample.device)
-
-            def guided(sample: torch.Tensor) -> Prediction:
-                prediction = predict(sample, timestep, class_labels)
-                noise = guidance.mix(step.seeing(sample, prediction))
-                if noise is not prediction.noise:
-                    original = diffusion.predict_original(noise, sample, timestep, diffusion.clip_range)
-                    prediction = replace(prediction, noise=noise, pred_original_sample=original)
-                return replace(prediction, pred_original_sample=guidance.replace(step.seeing(sample, prediction)))
-
-            step = GuidedStep(sample, timestep, class_labels, abars, predict, guided, index, generator, memory, cost)
-            return step
-
-        return look, cost
-
-    def denoise(
-        self,
-        sample: torch.Tensor,
-        timesteps: Sequence[int] | Sequence[float],
-        look: Look,
-        take_step: Callable[[GuidedStep], torch.Tensor],
-        guidance: GuidanceSum,
-        on_step_end: OnStepEnd,
-    ) -> torch.Tensor:
-        """From x_T to x_0, (B, C, H, W), float32, by steps that take x_t to x_{t-1}, as often as the guidance wants each."""
+        call = {
+            "timesteps": torch.tensor(timesteps, device=sample.device),
+            "class_labels": class_labels,
+            "predict": predict,
+            "diffusion": diffusion,
+            "guidance": guidance,
+            "generator": generator,
+            "memory": {},
+            "cost": cost,
+        }
         for i, t in self.progress(timesteps):
-            step = look(sample, t, i)
-            for _ in range(guidance.recurrences(step) - 1):
-                step = look(step.noised_again(take_step(step)), t, i)
-            sample = on_step_end(take_step(step), t, i)
-        return sample
+            step = GuidedStep(sample, i, **call)
+            for repeats in reversed(range(guidance.recurrences(step))):
+                shift = guidance.shift(step)
+                sample = take_step(step) + shift
+                if repeats:
+                    step = GuidedStep(step.noised_again(sample), i, **call)
+            sample = on_step_end(sample, t, i)
+        return sample, cost
 
     def progress(self, timesteps: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Numbers and timesteps of the steps, under the progress bar, until a callback interrupts."""
@@ -506,7 +496,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
 
     def finish(
         self, latents: torch.Tensor, output_type: str, return_dict: bool, cost: Counter
-    ) -> "GuidedImagePipelineOutput | tuple":
+    ) -> GuidedImagePipelineOutput | tuple:
         """Turns x_0 (B, C, H, W) into images of `output_type`, and releases offloaded models.
 
         Raises:
@@ -572,18 +562,3 @@ def check_components(
                 f"Unet and classifier do not fit together: the {name} of the unet is {of_unet}, that of the classifier "
                 f"{of_classifier}."
             )
-
-
-def check_classifier_reads(classifier: NoisyClassifierModel, shape: tuple[int, int, int]) -> None:
-    """Raises `InputError` where the classifier cannot read images of `shape` (C, H, W), which the unet can draw."""
-    sides, own = shape[1:], height_and_width(classifier.config.sample_size)
-    divisor = 2 ** (len(classifier.config.channel_multipliers) - 1)
-    if sides == own:
-        return
-    if classifier.config.pool == "attention":
-        raise InputError(
-            f"The classifier pools by attention and reads images of {own} alone, not of {sides}: pass `classifier_scale=0`, or "
-            "use a classifier with another `pool`."
-        )
-    if any(side % divisor for side in sides):
-        raise InputError(f"The classifier reads images whose sides are multiples of {divisor}, not of {sides}.")

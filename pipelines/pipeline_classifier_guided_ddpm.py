@@ -11,33 +11,22 @@ from diffusers_cg.pipelines.pipeline_classifier_guided import (
     Callback,
     ClassifierGuidedPipeline,
     GuidedImagePipelineOutput,
-    Look,
-    OnStepEnd,
+    TakeStep,
     num_images,
     predicts_variance,
 )
 
 
-def denoise_by_ddpm(
-    pipe: ClassifierGuidedPipeline,
-    sample: torch.Tensor,
-    diffusion: GaussianDiffusion,
-    look: Look,
-    guidance: GuidanceSum,
-    on_step_end: OnStepEnd,
-) -> torch.Tensor:
-    """Algorithm 1, from x_T to x_0, (B, C, H, W), float32: each step draws from N(mu + s Sigma grad log p(y|x_t), Sigma)."""
-    timesteps = diffusion.timesteps.tolist()
+def ddpm_steps(diffusion: GaussianDiffusion, guidance: GuidanceSum) -> TakeStep:
+    """The steps of Algorithm 1: x_{t-1} is drawn from N(mu + s Sigma grad log p(y|x_t), Sigma)."""
 
     def take_step(step: GuidedStep) -> torch.Tensor:
         gradient = guidance(step)  # s grad log p(y | x_t)
         p = diffusion.p(step.prediction, step.sample, step.timestep)  # p(x_{t-1} | x_t) = N(mu, Sigma)
-        prev_sample = p.mean + p.variance * gradient
-        if step.index + 1 < len(timesteps):
-            prev_sample = prev_sample + (0.5 * p.log_variance).exp() * step.randn(prev_sample.shape)
-        return guidance.correct(step, prev_sample)
+        mean = p.mean + p.variance * gradient
+        return mean if step.is_last else mean + (0.5 * p.log_variance).exp() * step.randn(mean.shape)
 
-    return pipe.denoise(sample, timesteps, look, take_step, guidance, on_step_end)
+    return take_step
 
 
 class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
@@ -86,7 +75,7 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
 
         Args:
             class_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): Class per image, (B,). May be None for
-                an unconditional unet that no classifier guides.
+                a unet that no classifier guides, if it is unconditional or was trained with `label_dropout`.
             num_inference_steps (`int`, *optional*): Steps, at most those of training; the saved default otherwise.
             timesteps (sequence of `int`, *optional*): Decreasing timesteps to use instead, in any spacing.
             classifier_scale (`float` or one per image, *optional*): s of the paper, 0 = off; the saved default otherwise,
@@ -115,11 +104,19 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         self.check_output_type(output_type)
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         shape = self.prepare_shape(height, width)
-        _, diffusion, timesteps = self.prepare_steps(num_inference_steps, timesteps)
+        scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         labels = self.prepare_class_labels(class_labels, batch_size)
         batch_size = num_images(labels, batch_size)
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape, scheduler)
         latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
-        look, cost = self.prepare_look(diffusion, timesteps, guidance, labels, generator)
-        sample = denoise_by_ddpm(self, latents, diffusion, look, guidance, on_step_end)
+        sample, cost = self.denoise(
+            latents,
+            ddpm_steps(diffusion, guidance),
+            diffusion,
+            diffusion.timesteps.tolist(),
+            guidance,
+            labels,
+            generator,
+            on_step_end,
+        )
         return self.finish(sample, output_type, return_dict, cost)

@@ -26,8 +26,8 @@ from diffusers_cg.pipelines.pipeline_classifier_guided import (
     ClassifierGuidedPipeline,
     GuidedImagePipelineOutput,
 )
-from diffusers_cg.pipelines.pipeline_classifier_guided_ddim import denoise_by_ddim
-from diffusers_cg.pipelines.pipeline_classifier_guided_ddpm import denoise_by_ddpm
+from diffusers_cg.pipelines.pipeline_classifier_guided_ddim import ddim_steps
+from diffusers_cg.pipelines.pipeline_classifier_guided_ddpm import ddpm_steps
 
 
 class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
@@ -149,23 +149,25 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         self.check_output_type(output_type)
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         shape = self.prepare_shape()
-        scheduler, diffusion, timesteps = self.prepare_steps(num_inference_steps, timesteps)
+        scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         check_eta(eta, scheduler)
         low_res = self.prepare_image(image, self.low_res_shape)
         labels = self.prepare_class_labels(class_labels, len(low_res))
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res), shape)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res), shape, scheduler)
         latents = self.prepare_latents(len(low_res), generator, latents, shape)
         noise = None
         if low_res_noise:
             noise = randn_tensor(low_res.shape, generator=generator, device=low_res.device, dtype=low_res.dtype)
         low_res = augment_low_res(low_res, low_res_noise, low_res_blur, noise)
 
-        look, cost = self.prepare_look(diffusion, timesteps, guidance, labels, generator, low_res)
+        timesteps = scheduler.timesteps.tolist()
         if self.algorithm == "ddpm":
-            sample = denoise_by_ddpm(self, latents, diffusion, look, guidance, on_step_end)
+            take_step = ddpm_steps(diffusion, guidance)
         else:
-            inputs = (self, latents, diffusion, timesteps, look, guidance)
-            sample = denoise_by_ddim(*inputs, generator, on_step_end, scheduler, eta)
+            take_step = ddim_steps(scheduler, diffusion, guidance, eta, generator)
+        sample, cost = self.denoise(
+            latents, take_step, diffusion, timesteps, guidance, labels, generator, on_step_end, low_res
+        )
         return self.finish(sample, output_type, return_dict, cost)
 
 

@@ -1,4 +1,4 @@
-"""What steers a sampler: gradients of log p(y | x_t), mixed noises, replaced clean images, corrected samples."""
+"""What steers a sampler: gradients of log p(y | x_t), mixed noises, replaced clean images, shifted samples."""
 
 from diffusers_cg.guidance.classifier_free_guidance import (
     AutoGuidance,
@@ -11,12 +11,12 @@ from diffusers_cg.guidance.clean_image_guidance import (
     CleanClassifierGuidance,
     CleanImageGuidance,
     EnergyGuidance,
-    image_classifier,
 )
 from diffusers_cg.guidance.guidance import Guidance, GuidanceFunction, GuidanceSum
-from diffusers_cg.guidance.guided_step import GuidedStep
+from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
 from diffusers_cg.guidance.text_guidance import TextGuidance
 from diffusers_cg.guidance.training_free_guidance import TrainingFreeGuidance
+from diffusers_cg.guidance.transformers_models import image_classifier
 
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Guidance",
     "GuidanceFunction",
     "GuidanceSum",
+    "GuidedCall",
     "GuidedStep",
     "PerturbedAttentionGuidance",
     "PredictionGuidance",

@@ -7,9 +7,10 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
+from diffusers_cg.diffusion import check_trained_process
 from diffusers_cg.errors import InputError
 from diffusers_cg.guidance.guidance import Guidance, check_per_image, per_image
-from diffusers_cg.guidance.guided_step import GuidedStep
+from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
 
 
 class PredictionGuidance(Guidance):
@@ -20,10 +21,10 @@ class PredictionGuidance(Guidance):
     """
 
     def __init__(self, scale: float | Sequence[float] | torch.Tensor):
-        self.scale = per_image(scale)
+        self.scale = per_image("`scale`", scale)
 
-    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
-        check_per_image("`scale`", self.scale, shape)
+    def check(self, call: GuidedCall) -> None:
+        check_per_image("`scale`", self.scale, call)
 
     def other_noise(self, step: GuidedStep) -> torch.Tensor:
         """What the sample is led away from, (B, C, H, W)."""
@@ -43,9 +44,14 @@ class ClassifierFreeGuidance(PredictionGuidance):
         scale (`float` or one per image): w of diffusers, 1 + w of the paper: 1 is off.
     """
 
-    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
-        super().check(shape, class_labels)
-        if class_labels is None:
+    def check(self, call: GuidedCall) -> None:
+        super().check(call)
+        if not call.unet.config.get("label_dropout"):
+            raise InputError(
+                "This unet has not learned to do without a class, as classifier-free guidance asks it to: train one with "
+                "`train_unet.py --label_dropout 0.1`, or guide by PerturbedAttentionGuidance or AutoGuidance."
+            )
+        if call.class_labels is None:
             raise InputError("`class_labels` are missing: classifier-free guidance leads to one per image.")
 
     def other_noise(self, step: GuidedStep) -> torch.Tensor:
@@ -65,11 +71,9 @@ class AutoGuidance(PredictionGuidance):
         super().__init__(scale)
         self.weak_unet = weak_unet
 
-    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
-        super().check(shape, class_labels)
-        channels = self.weak_unet.config.in_channels
-        if channels != shape[1]:
-            raise InputError(f"The weak unet reads {channels} channels, but samples have {shape[1]}.")
+    def check(self, call: GuidedCall) -> None:
+        super().check(call)
+        check_unet("weak unet", self.weak_unet, call)
 
     def other_noise(self, step: GuidedStep) -> torch.Tensor:
         return step.predict(step.sample, step.timestep, step.class_labels, unet=self.weak_unet).noise
@@ -105,8 +109,34 @@ class PerturbedAttentionGuidance(PredictionGuidance):
         for attention in perturbed:
             attention.set_processor(IdentityAttention())
 
+    def check(self, call: GuidedCall) -> None:
+        super().check(call)
+        check_unet("unet of the guidance", self.perturbed_unet, call)
+
     def other_noise(self, step: GuidedStep) -> torch.Tensor:
         return step.predict(step.sample, step.timestep, step.class_labels, unet=self.perturbed_unet).noise
+
+
+def check_unet(name: str, unet: nn.Module, call: GuidedCall) -> None:
+    """Raises `InputError` where the unet, by what it is called, cannot be asked about the samples of the call."""
+    check_trained_process(call.scheduler, **{name: unet})
+    config, of_call = unet.config, call.unet.config
+    facts = [
+        ("image channels", config.in_channels, call.shape[1]),
+        ("low-resolution channels", config.get("low_res_channels") or 0, of_call.get("low_res_channels") or 0),
+    ]
+    if None not in (config.num_class_embeds, of_call.num_class_embeds):
+        facts.append(("classes", config.num_class_embeds, of_call.num_class_embeds))
+    for fact, own, asked in facts:
+        if own != asked:
+            raise InputError(f"The {name} knows {own} {fact}, but the call has {asked}.")
+    if config.num_class_embeds is not None and not config.get("label_dropout") and call.class_labels is None:
+        raise InputError(f"`class_labels` are missing: the {name} needs one per image.")
+    divisor = 2 ** (len(unet.down_blocks) - 1)
+    if any(side % divisor for side in call.shape[2:]):
+        raise InputError(
+            f"The {name} reads images whose sides are multiples of {divisor}, not of {tuple(call.shape[2:])}."
+        )
 
 
 class IdentityAttention:

@@ -1,4 +1,4 @@
-"""Classifier guidance: the gradient of log p(y | x_t) at x_t (section 4 of the paper)."""
+"""Classifier guidance: the gradient of log p(y | x_t) by a classifier of noisy images (section 4 of the paper)."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from diffusers_cg.errors import InputError
 from diffusers_cg.guidance.guidance import Guidance, check_per_image, per_image
-from diffusers_cg.guidance.guided_step import GuidedStep
+from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
 
 
 class ClassifierGuidance(Guidance):
@@ -24,8 +24,8 @@ class ClassifierGuidance(Guidance):
         entropy_driven (`bool`): Whether each image's scale grows as the classifier gets sure of it, s ln C / H(p(y | x_t))
             with H the entropy over its C classes (*Entropy-driven Sampling and Training Scheme for Conditional Diffusion
             Generation*, Zheng et al., 2022).
-        at_mean (`bool`): Whether the gradient is taken at the mean of x_{t-1}, as the paper writes Algorithm 1, in place of
-            x_t, as its code does.
+        at_mean (`bool`): Whether the gradient is that of log p(y | x_{t-1}) at the mean of x_{t-1}, as section 4.1 derives
+            Algorithm 1, in place of log p(y | x_t) at x_t, as the paper's code does.
     """
 
     def __init__(
@@ -36,23 +36,26 @@ class ClassifierGuidance(Guidance):
         entropy_driven: bool = False,
         at_mean: bool = False,
     ):
+        if not hasattr(classifier, "config"):
+            raise InputError(f"A classifier of noisy images is needed, as NoisyClassifierModel, got {classifier!r}.")
         self.classifier = classifier
-        self.class_labels = None if class_labels is None else torch.as_tensor(class_labels).to(torch.int64).reshape(-1)
-        self.scale = per_image(scale)
+        self.class_labels = label_tensor(class_labels)
+        self.scale = per_image("`scale`", scale)
         self.entropy_driven = entropy_driven
         self.at_mean = at_mean
 
-    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
-        config = self.classifier.config
-        check_per_image("`scale`", self.scale, shape)
-        check_labels(self.class_labels, class_labels, shape, config.num_classes)
-        if config.in_channels != shape[1]:
-            raise InputError(f"The classifier reads {config.in_channels} channels, but samples have {shape[1]}.")
+    def check(self, call: GuidedCall) -> None:
+        check_per_image("`scale`", self.scale, call)
+        check_reads(self.classifier, call.shape[1:])
+        check_labels(self.class_labels, call, self.classifier.config.num_classes)
 
     def __call__(self, step: GuidedStep) -> torch.Tensor:
-        sample, scale = step.mean if self.at_mean else step.sample, self.scale.to(step.sample)
-        class_labels = labels_of(self.class_labels, step)
-        gradient, logits = gradient_and_logits(self.classifier, sample, step.timestep, class_labels)
+        sample, timestep, scale = step.sample, step.timestep, self.scale.to(step.sample)
+        if self.at_mean:
+            sample, timestep = step.mean, step.timestep_prev
+        gradient, logits = gradient_and_logits(
+            self.classifier, sample, timestep, labels_for(self.class_labels, step, len(sample))
+        )
         step.cost.update(classifier=1, backward=1)
         if self.entropy_driven:
             log_probs = logits.log_softmax(dim=-1)
@@ -61,23 +64,64 @@ class ClassifierGuidance(Guidance):
         return scale * gradient
 
 
-def labels_of(class_labels: torch.Tensor | None, step: GuidedStep, count: int | None = None) -> torch.Tensor:
-    """A guidance's own labels or else those of the call, for `count` images, (count,): over and over if there are more."""
-    labels = (step.class_labels if class_labels is None else class_labels).to(step.sample.device)
-    return labels.repeat((count or len(step.sample)) // len(labels))
+def check_reads(classifier: nn.Module, shape: Sequence[int]) -> None:
+    """Raises `InputError` where the classifier cannot read samples of `shape` (C, H, W)."""
+    config, (channels, *sides) = classifier.config, shape
+    own = [config.sample_size] * 2 if isinstance(config.sample_size, int) else list(config.sample_size)
+    if channels != config.in_channels:
+        raise InputError(f"The classifier reads {config.in_channels} channels, but the samples have {channels}.")
+    if sides == own:
+        return
+    if config.pool == "attention":
+        raise InputError(
+            f"The classifier pools by attention and reads images of {own} alone, not of {sides}: pass `classifier_scale=0`, or "
+            "use a classifier with another `pool`."
+        )
+    divisor = 2 ** (len(config.channel_multipliers) - 1)
+    if any(side % divisor for side in sides):
+        raise InputError(f"The classifier reads images whose sides are multiples of {divisor}, not of {sides}.")
 
 
-def check_labels(
-    class_labels: torch.Tensor | None, of_call: torch.Tensor | None, shape: torch.Size, num_classes: int | None
-) -> None:
+# -------------------------------------------------------------------------------------------------- labels of guidances
+
+
+def label_tensor(class_labels: int | Sequence[int] | torch.Tensor | None) -> torch.Tensor | None:
+    """Labels of a guidance's own, (1 or B,) int64; None for those of the call.
+
+    Raises:
+        InputError: if they are no whole numbers.
+    """
+    if class_labels is None:
+        return None
+    try:
+        labels = torch.as_tensor(class_labels).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"`class_labels` must be whole numbers, got {class_labels!r}.") from None
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or len(labels) == 0:
+        raise InputError(f"`class_labels` must be whole numbers, got {class_labels!r}.")
+    return labels.to(torch.int64)
+
+
+def check_labels(class_labels: torch.Tensor | None, call: GuidedCall, num_classes: int | None) -> None:
     """Raises `InputError` unless there are labels, one or as many as images, each of a class that there is."""
-    labels = of_call if class_labels is None else class_labels
+    labels = call.class_labels if class_labels is None else class_labels
     if labels is None:
-        raise InputError("`class_labels` are missing: this guidance leads to one per image.")
-    if len(labels) not in (1, shape[0]):
-        raise InputError(f"`class_labels` must be one, or one for each of the {shape[0]} images, got {len(labels)}.")
-    if bool((labels < 0).any()) or num_classes is not None and bool((labels >= num_classes).any()):
+        raise InputError("`class_labels` are missing: the guidance leads to one per image.")
+    if len(labels) not in (1, call.shape[0]):
+        raise InputError(
+            f"`class_labels` of a guidance must be one, or one for each of the {call.shape[0]} images, got {len(labels)}."
+        )
+    if num_classes is not None and not bool(((labels >= 0) & (labels < num_classes)).all()):
         raise InputError(f"`class_labels` of a guidance must lie in 0..{num_classes - 1}, got {labels.tolist()}.")
+
+
+def labels_for(class_labels: torch.Tensor | None, step: GuidedStep, num_images: int) -> torch.Tensor:
+    """A guidance's own labels or else the call's, (num_images,): over and over where there are more images than labels."""
+    labels = (step.class_labels if class_labels is None else class_labels).to(step.sample.device)
+    return labels.repeat(num_images // len(labels))
+
+
+# ----------------------------------------------------------------------------------------------------------- gradients
 
 
 def classifier_gradient(
@@ -98,7 +142,7 @@ def gradient_and_logits(
     classifier: Callable, sample: torch.Tensor, timestep: torch.Tensor | float | int, class_labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[`classifier_gradient`], and the logits that it is of, (B, number of classes) float32."""
-    with torch.inference_mode(False), torch.enable_grad(), _evaluating(classifier):
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(classifier):
         # clones, since tensors made in inference mode cannot take part in a gradient
         sample, class_labels = sample.detach().float().clone().requires_grad_(True), class_labels.clone()
         timestep = timestep.clone() if isinstance(timestep, torch.Tensor) else timestep
@@ -129,7 +173,7 @@ def keeping_weights(model: nn.Module) -> saved_tensors_hooks:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, with parameters that want no gradient (they cost memory and round differently), and back again."""
     training = [module for module in model.modules() if module.training]
     wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -7,10 +7,10 @@ A guidance has four parts, any of which may be left out:
 | `guidance(step)` | s grad log p(y\|x_t) | shifts the mean by Sigma times it (Algorithm 1), the noise by -sqrt(1 - abar_t) times it (Algorithm 2) |
 | `guidance.mix(step)` | a noise | replaces the network's, as classifier-free guidance does |
 | `guidance.replace(step)` | a clean image | replaces the one that the network sees, as a mask does |
-| `guidance.correct(step, prev_sample)` | x_{t-1} | replaces the one that the step led to |
+| `guidance.shift(step)` | a distance | is added to x_{t-1} as it is, as training-free guidance does |
 
-First noises are mixed, then clean images replaced; what gives gradients sees the outcome, and last x_{t-1} is corrected. A
-plain function of a step is a guidance of the first part alone.
+First noises are mixed, then clean images replaced; what gives gradients and shifts sees the outcome. A plain function of a step
+is a guidance of the first part alone.
 """
 
 import dataclasses
@@ -22,15 +22,14 @@ from operator import add
 import torch
 
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance.guided_step import GuidedStep
+from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
 
 
 class Guidance:
     """Base of guidances: a subclass overrides what it does, the rest leaves the step as it is.
 
-    Guidances add (`a + b`): gradients and shifts of the noise add up, clean images are replaced and samples corrected one
-    after the other. They weigh (`0.5 * a`: half as far), can be [`confined`] to a part of the steps, and their gradients
-    [`clamped`].
+    Guidances add (`a + b`): gradients and shifts add up, clean images are replaced one after the other. They weigh (`0.5 * a`:
+    half as far), can be [`confined`] to a part of the steps, [`clamped`], and kept from stopping a call ([`finite`]).
     """
 
     def __call__(self, step: GuidedStep) -> torch.Tensor | float:
@@ -45,25 +44,21 @@ class Guidance:
         """The clean image to go by in place of `step.pred_original_sample`, (B, C, H, W) float32."""
         return step.pred_original_sample
 
-    def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
-        """The sample to go on with in place of `prev_sample`, x_{t-1}, (B, C, H, W) float32."""
-        return prev_sample
+    def shift(self, step: GuidedStep) -> torch.Tensor | float:
+        """What is added to x_{t-1}, (B, C, H, W) float32."""
+        return 0.0
 
     def recurrences(self, step: GuidedStep) -> int:
         """How often the step is taken, with its noise added back in between."""
         return 1
 
-    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
-        """Raises `InputError` where this guidance cannot guide a call, before anything is computed.
+    def check(self, call: GuidedCall) -> None:
+        """Raises `InputError` where this guidance cannot guide the call; nothing has been computed by then."""
 
-        Args:
-            shape (`torch.Size`): Of the samples, (B, C, H, W).
-            class_labels (`torch.Tensor`, *optional*): The call's, (B,) int64.
-        """
-
-    def clamped(self, max_norm: float) -> "Guidance":
-        """This guidance with a gradient whose norm is at most `max_norm` in each image."""
-        return Clamped(self, max_norm)
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return type(self).__name__
 
     def confined(
         self, start: float = 0.0, stop: float = 1.0, sigmas: tuple[float, float] = (0.0, math.inf), every: int = 1
@@ -80,6 +75,14 @@ class Guidance:
             InputError: if no step can lie in there.
         """
         return Confined(self, start, stop, sigmas, every)
+
+    def clamped(self, max_norm: float) -> "Guidance":
+        """This guidance, no part of which goes farther than `max_norm` in an image (the Euclidean norm over its pixels)."""
+        return Clamped(self, max_norm)
+
+    def finite(self) -> "Guidance":
+        """This guidance without what is not finite: such an image goes a step unguided, where the call would stop."""
+        return Finite(self)
 
     def __add__(self, other: "Guidance | GuidanceFunction") -> "Guidance":
         return GuidanceSum([self, other])
@@ -118,6 +121,10 @@ class GradientFunction(Guidance):
             )
         return gradient
 
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
 
 class GuidanceSum(Guidance):
     """Several guidances at once; of none, nothing changes.
@@ -131,15 +138,8 @@ class GuidanceSum(Guidance):
 
     def __call__(self, step: GuidedStep) -> torch.Tensor | float:
         with torch.enable_grad():
-            gradients = [guidance(step) for guidance in self.guidances]
-        gradients = [each.detach().float() if isinstance(each, torch.Tensor) else each for each in gradients]
-        gradient = reduce(add, gradients) if gradients else 0.0
-        if isinstance(gradient, torch.Tensor) and not bool(gradient.isfinite().all()):
-            raise InputError(
-                f"The gradient of the guidance is not finite at step {step.index + 1} of {step.num_steps}, timestep "
-                f"{step.timestep.item():g}: try a lower scale, or a wider dtype for the network that it comes from."
-            )
-        return gradient
+            gradients = [checked(guidance(step), guidance, step) for guidance in self.guidances]
+        return reduce(add, gradients) if gradients else 0.0
 
     def mix(self, step: GuidedStep) -> torch.Tensor:
         mixed = [guidance.mix(step) for guidance in self.guidances]
@@ -153,94 +153,74 @@ class GuidanceSum(Guidance):
                 step = step.seeing(step.sample, dataclasses.replace(step.prediction, pred_original_sample=replaced))
         return step.pred_original_sample
 
-    def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
+    def shift(self, step: GuidedStep) -> torch.Tensor | float:
         with torch.enable_grad():
-            for guidance in self.guidances:
-                prev_sample = guidance.correct(step, prev_sample)
-        return prev_sample.detach()
-
-    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
-        for guidance in self.guidances:
-            guidance.check(shape, class_labels)
+            shifts = [checked(guidance.shift(step), guidance, step) for guidance in self.guidances]
+        return reduce(add, shifts) if shifts else 0.0
 
     def recurrences(self, step: GuidedStep) -> int:
         return max([1, *(guidance.recurrences(step) for guidance in self.guidances)])
 
+    def check(self, call: GuidedCall) -> None:
+        for guidance in self.guidances:
+            guidance.check(call)
+
+    @property
+    def name(self) -> str:
+        return " + ".join(guidance.name for guidance in self.guidances)
+
+
+def checked(gradient: torch.Tensor | float, guidance: Guidance, step: GuidedStep) -> torch.Tensor | float:
+    """The gradient in float32, without a graph.
+
+    Raises:
+        InputError: if it is not finite.
+    """
+    if not isinstance(gradient, torch.Tensor):
+        return gradient
+    if not bool(gradient.isfinite().all()):
+        raise InputError(
+            f"The gradient of {guidance.name} is not finite at step {step.index + 1} of {step.num_steps}, timestep "
+            f"{step.timestep.item():g}: try a lower scale, a wider dtype for the network that it comes from, or the guidance's "
+            "finite(), which skips what is not."
+        )
+    return gradient.detach().float()
+
+
+# ---------------------------------------------------------------------------------------------- guidances of guidances
+
 
 class Changed(Guidance):
-    """Base of what changes another guidance: a subclass overrides what it changes."""
+    """A guidance whose four parts are all changed alike: a subclass overrides [`change`]."""
 
     def __init__(self, guidance: Guidance):
         self.guidance = guidance
 
+    def change(self, part: Callable, step: GuidedStep, unchanged: torch.Tensor | float) -> torch.Tensor | float:
+        """What stands for `part(step)`; a guidance that does nothing would give `unchanged`."""
+        raise NotImplementedError
+
     def __call__(self, step: GuidedStep) -> torch.Tensor | float:
-        return self.guidance(step)
+        return self.change(self.guidance, step, 0.0)
 
     def mix(self, step: GuidedStep) -> torch.Tensor:
-        return self.guidance.mix(step)
+        return self.change(self.guidance.mix, step, step.noise)
 
     def replace(self, step: GuidedStep) -> torch.Tensor:
-        return self.guidance.replace(step)
+        return self.change(self.guidance.replace, step, step.pred_original_sample)
 
-    def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
-        return self.guidance.correct(step, prev_sample)
+    def shift(self, step: GuidedStep) -> torch.Tensor | float:
+        return self.change(self.guidance.shift, step, 0.0)
 
     def recurrences(self, step: GuidedStep) -> int:
         return self.guidance.recurrences(step)
 
-    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
-        self.guidance.check(shape, class_labels)
+    def check(self, call: GuidedCall) -> None:
+        self.guidance.check(call)
 
-
-class Weighted(Changed):
-    """A guidance that goes `weight` times as far.
-
-    Args:
-        guidance (`Guidance`).
-        weight (`float` or one per image).
-    """
-
-    def __init__(self, guidance: Guidance, weight: float | Sequence[float] | torch.Tensor):
-        super().__init__(guidance)
-        self.weight = per_image(weight)
-
-    def check(self, shape: torch.Size, class_labels: torch.Tensor | None) -> None:
-        check_per_image("`weight`", self.weight, shape)
-        super().check(shape, class_labels)
-
-    def farther(self, there: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
-        """`weight` times as far as from `here` to `there`."""
-        return here if there is here else here + self.weight.to(here) * (there - here)
-
-    def __call__(self, step: GuidedStep) -> torch.Tensor | float:
-        gradient = self.guidance(step)
-        return self.weight.to(gradient) * gradient if isinstance(gradient, torch.Tensor) else gradient
-
-    def mix(self, step: GuidedStep) -> torch.Tensor:
-        return self.farther(self.guidance.mix(step), step.noise)
-
-    def replace(self, step: GuidedStep) -> torch.Tensor:
-        return self.farther(self.guidance.replace(step), step.pred_original_sample)
-
-    def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
-        return self.farther(self.guidance.correct(step, prev_sample), prev_sample)
-
-
-class Clamped(Changed):
-    """A guidance whose gradient is shortened in each image to a norm of at most `max_norm`."""
-
-    def __init__(self, guidance: Guidance, max_norm: float):
-        if not max_norm > 0:
-            raise InputError(f"`max_norm` must be above 0, got {max_norm!r}.")
-        super().__init__(guidance)
-        self.max_norm = max_norm
-
-    def __call__(self, step: GuidedStep) -> torch.Tensor | float:
-        gradient = self.guidance(step)
-        if not isinstance(gradient, torch.Tensor):
-            return gradient
-        norm = gradient.flatten(1).norm(dim=1).clamp(min=self.max_norm).reshape(-1, 1, 1, 1)
-        return gradient * (self.max_norm / norm)
+    @property
+    def name(self) -> str:
+        return self.guidance.name
 
 
 class Confined(Changed):
@@ -264,30 +244,83 @@ class Confined(Changed):
             and step.index % self.every == 0
         )
 
-    def __call__(self, step: GuidedStep) -> torch.Tensor | float:
-        return self.guidance(step) if self.is_active(step) else 0.0
-
-    def mix(self, step: GuidedStep) -> torch.Tensor:
-        return self.guidance.mix(step) if self.is_active(step) else step.noise
-
-    def replace(self, step: GuidedStep) -> torch.Tensor:
-        return self.guidance.replace(step) if self.is_active(step) else step.pred_original_sample
-
-    def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
-        return self.guidance.correct(step, prev_sample) if self.is_active(step) else prev_sample
+    def change(self, part: Callable, step: GuidedStep, unchanged: torch.Tensor | float) -> torch.Tensor | float:
+        return part(step) if self.is_active(step) else unchanged
 
     def recurrences(self, step: GuidedStep) -> int:
         return self.guidance.recurrences(step) if self.is_active(step) else 1
 
 
-def per_image(numbers: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
-    """One number for all images or one for each, float32, broadcasting over samples: (1 or B, 1, 1, 1)."""
-    return torch.as_tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1, 1)
+class Weighted(Changed):
+    """A guidance that goes `weight` times as far.
+
+    Args:
+        guidance (`Guidance`).
+        weight (`float` or one per image).
+    """
+
+    def __init__(self, guidance: Guidance, weight: float | Sequence[float] | torch.Tensor):
+        super().__init__(guidance)
+        self.weight = per_image("A guidance's weight", weight)
+
+    def change(self, part: Callable, step: GuidedStep, unchanged: torch.Tensor | float) -> torch.Tensor | float:
+        changed = part(step)
+        if changed is unchanged or not isinstance(changed, torch.Tensor):
+            return changed
+        return unchanged + self.weight.to(changed) * (changed - unchanged)
+
+    def check(self, call: GuidedCall) -> None:
+        check_per_image("A guidance's weight", self.weight, call)
+        super().check(call)
 
 
-def check_per_image(name: str, numbers: torch.Tensor, shape: torch.Size) -> None:
-    """Raises `InputError` unless the numbers are finite, and one or as many as the samples of this shape, (B, C, H, W)."""
-    if len(numbers) not in (1, shape[0]) or not bool(numbers.isfinite().all()):
+class Clamped(Changed):
+    """A guidance that goes no farther than `max_norm` in an image; see [`Guidance.clamped`]."""
+
+    def __init__(self, guidance: Guidance, max_norm: float):
+        if not max_norm > 0:
+            raise InputError(f"`max_norm` must be above 0, got {max_norm!r}.")
+        super().__init__(guidance)
+        self.max_norm = max_norm
+
+    def change(self, part: Callable, step: GuidedStep, unchanged: torch.Tensor | float) -> torch.Tensor | float:
+        changed = part(step)
+        if changed is unchanged or not isinstance(changed, torch.Tensor):
+            return changed
+        distance = changed - unchanged
+        norm = distance.flatten(1).norm(dim=1).clamp(min=self.max_norm).reshape(-1, 1, 1, 1)
+        return unchanged + distance * (self.max_norm / norm)
+
+
+class Finite(Changed):
+    """A guidance without the images in which it is not finite; see [`Guidance.finite`]."""
+
+    def change(self, part: Callable, step: GuidedStep, unchanged: torch.Tensor | float) -> torch.Tensor | float:
+        changed = part(step)
+        if changed is unchanged or not isinstance(changed, torch.Tensor):
+            return changed
+        is_finite = changed.flatten(1).isfinite().all(dim=1).reshape(-1, 1, 1, 1)
+        return torch.where(is_finite, changed, unchanged)
+
+
+def per_image(name: str, numbers: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
+    """One number for all images or one for each, float32, broadcasting over samples: (1 or B, 1, 1, 1).
+
+    Raises:
+        InputError: if they are no finite numbers.
+    """
+    try:
+        values = torch.as_tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1, 1)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} must be a number or one per image, got {numbers!r}.") from None
+    if len(values) == 0 or not bool(values.isfinite().all()):
+        raise InputError(f"{name} must be a finite number or one per image, got {numbers!r}.")
+    return values
+
+
+def check_per_image(name: str, numbers: torch.Tensor, call: GuidedCall) -> None:
+    """Raises `InputError` unless the numbers are one or as many as the call's images."""
+    if len(numbers) not in (1, call.shape[0]):
         raise InputError(
-            f"{name} must be a finite number, or one for each of the {shape[0]} images, got {numbers.flatten().tolist()}."
+            f"{name} must be one number, or one for each of the {call.shape[0]} images, got {len(numbers)}."
         )

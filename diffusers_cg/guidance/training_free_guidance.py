@@ -1,14 +1,16 @@
 """Training-free guidance in its unified form."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+from diffusers import DDIMScheduler
 
+from diffusers_cg.diffusion import is_ancestral
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance.clean_image_guidance import CleanImageGuidance
+from diffusers_cg.guidance.clean_image_guidance import CleanImageGuidance, check_values, gradient_of
 from diffusers_cg.guidance.guidance import Guidance
-from diffusers_cg.guidance.guided_step import GuidedStep
+from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
 
 
 Schedule = Literal["increase", "decrease", "constant"]
@@ -22,16 +24,26 @@ class TrainingFreeGuidance(Guidance):
         Delta_0 = `num_iterations` times: x_0 <- x_0 + mu_t grad_{x_0} f~     on the clean image
         x_{t-1} = step(x_t, x_0) + Delta_t / sqrt(alpha_t) + sqrt(abar_{t-1}) Delta_0
 
-    and each step is taken `num_recurrences` times, with noise added back in between. rho_t and mu_t are `rho` and `mu`
-    on average over the steps.
+    and each step is taken `num_recurrences` times, with noise added back in between. Others are special cases, up to their
+    weights by step:
+
+    | method | parameters |
+    | --- | --- |
+    | DPS (Chung et al., 2023) | `rho` |
+    | LGD (Song et al., 2023) | `rho`, `sigma`, `num_samples` |
+    | FreeDoM (Yu et al., 2023) | `rho`, `num_recurrences` |
+    | MPGD (He et al., 2024) | `mu`, `mu_schedule="constant"` |
+    | Universal Guidance (Bansal et al., 2023) | `rho`, `mu`, `num_iterations`, `num_recurrences` |
 
     Args:
         target ([`CleanImageGuidance`] or callable): f: any guidance of clean images (its own scale is not used), or a
             function of them, (B, C, H, W) -> (B,).
         rho, mu (`float`): Strength through the unet, and on the clean image; 0 is off and costs nothing.
-        sigma (`float`): Spread of the noises that f is smoothed by, times sqrt(1 - abar_t); 0 is none.
+        sigma (`float`): Spread of the noises that f is smoothed by; 0 is none.
         num_samples, num_iterations, num_recurrences (`int`).
-        rho_schedule, mu_schedule (`str`): `"increase"`: as alpha_t; `"decrease"`: as 1 - alpha_t; `"constant"`.
+        rho_schedule, mu_schedule (`str`): rho_t and mu_t: as alpha_t (`"increase"`), 1 - alpha_t (`"decrease"`), or
+            `"constant"`; `rho` and `mu` on average over the steps.
+        sigma_schedule (`str`): sigma_t: `sigma` times sqrt(1 - abar_t) (`"decrease"`), or `"constant"`.
     """
 
     def __init__(
@@ -45,54 +57,69 @@ class TrainingFreeGuidance(Guidance):
         num_recurrences: int = 1,
         rho_schedule: Schedule = "increase",
         mu_schedule: Schedule = "increase",
+        sigma_schedule: Literal["decrease", "constant"] = "decrease",
     ):
         if min(rho, mu, sigma) < 0 or min(num_samples, num_iterations, num_recurrences) < 1:
             raise InputError("`rho`, `mu` and `sigma` must be at least 0, the numbers of times at least 1.")
+        if not {rho_schedule, mu_schedule} <= set(get_args(Schedule)) or sigma_schedule not in (
+            "decrease",
+            "constant",
+        ):
+            raise InputError(
+                "`rho_schedule` and `mu_schedule` must be 'increase', 'decrease' or 'constant', and `sigma_schedule` 'decrease' "
+                f"or 'constant', got {rho_schedule!r}, {mu_schedule!r} and {sigma_schedule!r}."
+            )
+        if not callable(target):
+            raise InputError(f"`target` must be a guidance of clean images or a function of them, got {target!r}.")
         self.target = target
         self.rho, self.mu, self.sigma = rho, mu, sigma
         self.num_samples = num_samples if sigma > 0 else 1
         self.num_iterations = num_iterations
         self.num_recurrences = num_recurrences
-        self.rho_schedule, self.mu_schedule = rho_schedule, mu_schedule
+        self.rho_schedule, self.mu_schedule, self.sigma_schedule = rho_schedule, mu_schedule, sigma_schedule
 
-    def correct(self, step: GuidedStep, prev_sample: torch.Tensor) -> torch.Tensor:
-        noises = self.draw_noises(step)
-        alpha_t = step.alpha_prod_t / step.alpha_prod_t_prev
-        if self.rho > 0:
-            through = step.differentiable()
-            value = self.smoothed(through.pred_original_sample, noises, through)
-            delta_t = torch.autograd.grad(value.sum(), through.sample)[0]
-            step.cost["backward"] += 1
-            prev_sample = prev_sample + weight(self.rho, self.rho_schedule, step) * delta_t / alpha_t.sqrt()
-        if self.mu > 0:
-            clean_images = original = step.pred_original_sample
-            for _ in range(self.num_iterations):
-                clean_images = clean_images.detach().requires_grad_(True)
-                value = self.smoothed(clean_images, noises, step)
-                gradient = torch.autograd.grad(value.sum(), clean_images)[0]
-                step.cost["backward"] += 1
-                clean_images = clean_images + weight(self.mu, self.mu_schedule, step) * gradient
-            prev_sample = prev_sample + step.alpha_prod_t_prev.sqrt() * (clean_images - original)
-        return prev_sample.detach()
+    def check(self, call: GuidedCall) -> None:
+        if not (is_ancestral(call.scheduler) or isinstance(call.scheduler, DDIMScheduler)):
+            raise InputError(
+                f"{type(call.scheduler).__name__} cannot take the steps of training-free guidance, which shifts samples and "
+                "takes steps again, since it goes by what it saw before: use a DDIMScheduler or a DDPMScheduler."
+            )
+        if isinstance(self.target, Guidance):
+            self.target.check(call)
 
     def recurrences(self, step: GuidedStep) -> int:
         return self.num_recurrences
+
+    def shift(self, step: GuidedStep) -> torch.Tensor | float:
+        noises, shift = self.draw_noises(step), 0.0
+        if self.rho > 0:
+            through = step.differentiable()
+            value = self.smoothed(through.pred_original_sample, noises, through)
+            delta_t = weight(self.rho, self.rho_schedule, step) * gradient_of(value, through.sample, step)
+            shift = shift + delta_t / (step.alpha_prod_t / step.alpha_prod_t_prev).sqrt()
+        if self.mu > 0:
+            clean_images = step.pred_original_sample
+            for _ in range(self.num_iterations):
+                clean_images = clean_images.detach().requires_grad_(True)
+                gradient = gradient_of(self.smoothed(clean_images, noises, step), clean_images, step)
+                clean_images = clean_images + weight(self.mu, self.mu_schedule, step) * gradient
+            shift = shift + step.alpha_prod_t_prev.sqrt() * (clean_images - step.pred_original_sample)
+        return shift
 
     def draw_noises(self, step: GuidedStep) -> torch.Tensor:
         """What f is smoothed by, (N, B, C, H, W)."""
         if self.sigma == 0:
             return torch.zeros_like(step.sample)[None]
-        spread = self.sigma * (1 - step.alpha_prod_t).sqrt()
+        spread = self.sigma * ((1 - step.alpha_prod_t).sqrt() if self.sigma_schedule == "decrease" else 1.0)
         return torch.stack([spread * step.randn(step.sample.shape) for _ in range(self.num_samples)])
 
     def smoothed(self, clean_images: torch.Tensor, noises: torch.Tensor, step: GuidedStep) -> torch.Tensor:
-        """f~, up to a constant, (B,)."""
+        """f~, (B,), up to a constant."""
         noisy = (clean_images + noises).flatten(0, 1)  # (N B, C, H, W)
-        values = (
-            self.target.log_likelihood(noisy, step)
-            if isinstance(self.target, CleanImageGuidance)
-            else self.target(noisy)
-        )
+        if isinstance(self.target, CleanImageGuidance):
+            values = self.target.log_likelihood(noisy, step)
+        else:
+            values = check_values(self.target(noisy), noisy)
         return values.reshape(len(noises), -1).logsumexp(dim=0)
 
 
