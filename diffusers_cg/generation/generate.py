@@ -176,7 +176,7 @@ def generate_to_folder(
 
     def note_cost(stage: int, cost: dict[str, int]) -> None:
         if processes.is_main_process and evaluations.get(STAGES[stage]) != cost:
-            evaluations[STAGES[stage]] = dict(sorted(cost.items(), reverse=True))  # the unet's first
+            evaluations[STAGES[stage]] = cost
             folder.write_settings(settings, evaluations)
 
     if png or not folder.holds_npz(num_samples):

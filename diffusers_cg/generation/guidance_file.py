@@ -5,6 +5,7 @@ A list, whose guidances add:
     - guidance: ClassifierGuidance        # a class of diffusers_cg.guidance
       scale: 2.0                          # its arguments
       entropy_driven: true
+      finite: true                        # Guidance.finite
       max_norm: 10                        # that of Guidance.clamped
       weight: 0.5                         # how far it goes
       every: 2                            # those of Guidance.confined: start, stop, sigmas, every
@@ -70,8 +71,9 @@ NoiseLevel = Annotated[float, Field(ge=0, allow_inf_nan=True), BeforeValidator(l
 
 
 class Changes(Typed):
-    """How a guidance is changed: gradient clamped, then weighed, then confined."""
+    """How a guidance is changed: kept finite, clamped, then weighed, then confined."""
 
+    finite: bool = False
     max_norm: float | None = None
     weight: float = 1.0
     start: float = 0.0
@@ -80,6 +82,8 @@ class Changes(Typed):
     every: int = 1
 
     def of(self, guidance: Guidance) -> Guidance:
+        if self.finite:
+            guidance = guidance.finite()
         if self.max_norm is not None:
             guidance = guidance.clamped(self.max_norm)
         if self.weight != 1:

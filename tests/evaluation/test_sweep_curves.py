@@ -56,6 +56,7 @@ def test_points_are_the_metrics_of_what_was_drawn(sweep, tmp_path):
     assert rows[4] == {
         "sampler": {"name": "ddim", "num_inference_steps": 2},
         "scale": 0.5,
+        "evaluations": {},
         "metrics": points[4].metrics,
     }
     assert "| DDIM 2 | 0.5 |" in (out / "table.md").read_text()
