@@ -248,8 +248,8 @@ class GuidanceFile:
                 continue
             network = self.network(name, arguments[name])
             model = network.model.to(pipe.device, pipe.unet.dtype)
-            if name in ("classifier", "weak_unet"):
-                check_trained_process(pipe.scheduler, **{name: model})
+            if name == "classifier":
+                check_trained_process(pipe.scheduler, classifier=model)
             if name == "classify":
                 model = image_classifier(model, network.processor, entry.softplus_beta)
             if name == "clip":
