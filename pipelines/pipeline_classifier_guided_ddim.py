@@ -35,8 +35,8 @@ def ddim_steps(
     """
     if guidance.guidances:
         warn_of_amplification(diffusion)
-    scheduler = scheduler_on_guided_noise(scheduler, diffusion)
     accepted = inspect.signature(scheduler.step).parameters
+    scheduler = scheduler_on_guided_noise(scheduler, diffusion)
     options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
 
     def take_step(step: GuidedStep) -> torch.Tensor:

@@ -60,6 +60,11 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
         self.set_timesteps(num_train_timesteps)
 
     @property
+    def order(self) -> int:
+        """Evaluations of the network in a step."""
+        return self.config.solver_order
+
+    @property
     def init_noise_sigma(self) -> float:
         """Standard deviation of the initial sample."""
         return math.sqrt(self.sigmas[0].item() ** 2 + 1)
