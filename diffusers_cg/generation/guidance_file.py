@@ -132,6 +132,11 @@ def load_image_classifier(path: str) -> Network:
 
 
 def load_clip(path: str) -> Network:
+    kind = (
+        import_extra("transformers", "guidance").AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
+    )
+    if kind != "clip":  # of which transformers would make up a CLIP
+        raise InputError(f"it is of the kind {kind}, not clip")
     return load_from_transformers("CLIPModel", "CLIPProcessor", path)
 
 
