@@ -153,11 +153,11 @@ def pictures(networks: Path) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
             "through the unet": row(CleanClassifierGuidance(classify, scale=4.0, through_unet=True)),
         },
     )
-    text = TextGuidance(clip, processor, [f"a {word}" for word in WORDS], scale=100.0)
+    text = TextGuidance(clip, processor, [f"a {word}" for word in WORDS], scale=40.0)
     yield "text", {"no guidance": row(), "its text": row(text)}
 
     def dark(clean_images):  # of images in [-1, 1]
-        return (clean_images.mean(dim=(1, 2, 3)) + 0.7).square()
+        return (clean_images.mean(dim=(1, 2, 3)) + 0.6).square()
 
     def symmetric(clean_images):
         return (clean_images - clean_images.flip(dims=[3])).square().mean(dim=(1, 2, 3))
@@ -166,7 +166,7 @@ def pictures(networks: Path) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
         "energy",
         {
             "no guidance": row(pipe=conditional),
-            "dark": row(EnergyGuidance(dark, scale=400.0), conditional),
+            "dark": row(EnergyGuidance(dark, scale=150.0), conditional),
             "mirror images": row(EnergyGuidance(symmetric, scale=50.0), conditional),
         },
     )
@@ -213,7 +213,7 @@ def pictures(networks: Path) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
             "every second": row(noisy.confined(every=2)),
             "sigmas 0.3 to 5": row(noisy.confined(sigmas=(0.3, 5.0))),
             "clamped to 2": row(noisy.clamped(2.0)),
-            "and darker": row(noisy + EnergyGuidance(dark, scale=400.0)),
+            "and darker": row(noisy + EnergyGuidance(dark, scale=150.0)),
         },
     )
     schedulers = {
@@ -271,7 +271,7 @@ def main(settings: PictureSettings) -> None:
             grid = image_grid(
                 images, row_labels=list(drawn), column_labels=list(map(str, LABELS)), tile_size=40, gap=3
             )
-            grid.save(FIGURES / f"guidance_{name}.png", optimize=True)
+            grid.convert("L").save(FIGURES / f"guidance_{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
