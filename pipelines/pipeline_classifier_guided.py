@@ -321,8 +321,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             raise InputError("This pipeline has no classifier: pass `classifier_scale=0`, or load it with one.")
         if uses_classifier:
             check_classifier_reads(self.classifier, shape)
-        if class_labels is None and (self.is_conditional or uses_classifier):
-            needed = "the class-conditional unet" if self.is_conditional else "guidance (`classifier_scale` above 0)"
+        if class_labels is None and (self.needs_class or uses_classifier):
+            needed = "the class-conditional unet" if self.needs_class else "guidance (`classifier_scale` above 0)"
             raise InputError(f"`class_labels` are missing: {needed} needs one per image.")
         guidances = [ClassifierGuidance(self.classifier, class_labels, scale)] if uses_classifier else []
         return GuidanceSum([*guidances, guidance] if guidance is not None else guidances)
@@ -386,6 +386,11 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """Whether the unet is told the class."""
         return self.unet.config.num_class_embeds is not None
 
+    @property
+    def needs_class(self) -> bool:
+        """Whether the unet must be told the class; one that was trained with labels left out at times predicts without it."""
+        return self.is_conditional and not self.unet.config.get("label_dropout")
+
     def predict(
         self,
         sample: torch.Tensor,
@@ -402,7 +407,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             sample (`torch.Tensor`): x_t, (B, C, H, W), of a process whose clean images span [-1, 1].
             timestep (`torch.Tensor`, `float` or `int`): t, one for all or one per image (B,), in [0, T); fractional
                 times lie between the noise levels of whole ones.
-            class_labels (`torch.Tensor`, *optional*): (B,) int64; an unconditional unet is not told.
+            class_labels (`torch.Tensor`, *optional*): (B,) int64; an unconditional unet is not told, and another may
+                do without if it was trained to ([`needs_class`]).
             low_res (`torch.Tensor`, *optional*): For an upsampling unet: (B, C, h, w) in [-1, 1].
             diffusion (`GaussianDiffusion`, *optional*): The process whose step is meant; that of training by default,
                 with all timesteps.

@@ -88,7 +88,7 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
 
         Args:
             class_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): Class per image, (B,). May be None for
-                an unconditional unet that no classifier guides.
+                a unet that no classifier guides, if it is unconditional or was trained with `label_dropout`.
             num_inference_steps (`int`, *optional*): Steps, at most those of training; the saved default otherwise.
             timesteps (sequence of `int`, *optional*): Decreasing timesteps to use instead, in any spacing.
             classifier_scale (`float` or one per image, *optional*): s of the paper, 0 = off; the saved default otherwise,

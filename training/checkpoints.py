@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 STATE_FILE = "training_state.json"
 LEARNING_RATE = ("learning_rate", "lr_scheduler", "lr_warmup_steps")  # settings that --overwrite_learning_rate is for
-BEFORE = {"prediction_type": "epsilon", "rescale_timesteps": False}  # of trainings that had no such settings yet
+BEFORE = {"prediction_type": "epsilon", "rescale_timesteps": False, "scale_betas": False, "label_dropout": 0.0}
+"""Of trainings that had no such settings yet."""
 TORCH_WRITER = "inline_container.cc"  # whose RuntimeError says no more than that a file is not as long as it should be
 
 T = TypeVar("T")
@@ -182,7 +183,7 @@ def state_to_resume(accelerator: Accelerator, settings: "TrainingSettings") -> d
     """The settings of the checkpoint that these settings resume, empty for none. All processes call it."""
     checkpoints = Checkpoints(accelerator, settings.output_dir)
     checkpoint = checkpoints.find(settings.resume_from_checkpoint)
-    return {} if checkpoint is None else checkpoints.state(checkpoint)["settings"]
+    return {} if checkpoint is None else {**BEFORE, **checkpoints.state(checkpoint)["settings"]}
 
 
 def _matching_state(

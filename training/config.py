@@ -68,7 +68,9 @@ ARCHITECTURE = {
     "ddpm_num_steps": "num_train_timesteps",
     "ddpm_beta_schedule": "beta_schedule",
     "rescale_timesteps": "rescale_timesteps",
+    "scale_betas": "scale_betas",
     "prediction_type": "prediction_type",
+    "label_dropout": "label_dropout",
 }
 HEADS = ("attention_head_dim", "num_attention_heads")  # one fact in two ways: who states one leaves the other out
 
@@ -217,6 +219,9 @@ class TrainingSettings(NetworkSettings, DataSettings):
     ] = None
     """Noise schedule, by diffusers' name (squaredcos_cap_v2 is the cosine one): the preset's, else the one that --init_from
     states, else linear."""
+    scale_betas: Annotated[bool | None, RESUMED] = None
+    """Scale the betas of a linear schedule by 1000 / T, as the paper's code does, so that images end as noise for any T: as
+    --init_from states, else yes. A checkpoint goes on as it began; trainings of before this flag did not."""
     timestep_sampler: Annotated[Literal[tuple(TIMESTEP_SAMPLERS)], RESUMED] = "uniform"
     """Timesteps to train on: all alike, or in proportion to their recent losses."""
     learning_rate: Annotated[PositiveFloat | None, RESUMED] = None
@@ -323,7 +328,7 @@ class TrainingSettings(NetworkSettings, DataSettings):
     # ------------------------------------------------------------------------------------------------ what is left open
 
     def resolve(self: S, pretrained: ADMUNet2DModel | NoisyClassifierModel | None = None) -> S:
-        """A copy with nothing of the network left open: see the head of this file.
+        """A copy with nothing of the network left open but what [`go_on_from`] settles: see the head of this file.
 
         Args:
             pretrained (`ModelMixin`, *optional*): The model that `init_from` names.
@@ -356,6 +361,13 @@ class TrainingSettings(NetworkSettings, DataSettings):
         copy = self.model_copy(update=settled)
         copy._typed = self.command_line()
         return copy
+
+    def go_on_from(self, checkpoint: dict[str, Any]) -> None:
+        """Settles `scale_betas`, of settings that were resolved: as those of a checkpoint, if there is one, or else yes."""
+        if self.scale_betas is None:
+            self.scale_betas = checkpoint.get("scale_betas", True)
+            if not self.scale_betas:  # another training than these flags alone would make
+                self._typed = [*self.command_line(), "--no-scale_betas"]
 
     def architecture(self) -> dict[str, Any]:
         """The constructor's arguments that both models have, of settings that were resolved."""
@@ -427,6 +439,9 @@ class UNetSettings(TrainingSettings):
 
     class_conditional: bool = True
     """Tell the unet the class, or let the classifier alone decide."""
+    label_dropout: Annotated[Fraction | None, RESUMED] = None
+    """Share of images whose class the unet is not told (0.1, say), so that it predicts without one, too, as classifier-free
+    guidance needs: that of --init_from, else 0."""
     learn_variance: bool = True
     """Learned-range variance and the hybrid loss, or a fixed variance and L_simple."""
     prediction_type: Annotated[Literal[get_args(PredictionType)] | None, RESUMED] = None
@@ -455,6 +470,7 @@ class UNetSettings(TrainingSettings):
         "base_channels": 192,
         "layers_per_block": 3,
         "prediction_type": "epsilon",
+        "label_dropout": 0.0,
         "learning_rate": 1e-4,
         "adam_weight_decay": 0.0,
     }
@@ -464,6 +480,8 @@ class UNetSettings(TrainingSettings):
         loss = resolve_loss_type(self.loss, self.learn_variance)
         if loss != "rescaled_hybrid" and self.lambda_vlb is not None:
             raise ValueError(f"--lambda_vlb is for --loss rescaled_hybrid, not {loss}: leave it out")
+        if self.label_dropout and not self.class_conditional:
+            raise ValueError("--label_dropout is for a unet that is told the class, not for --no-class_conditional")
         return self
 
     def resolve(self, pretrained: ADMUNet2DModel | None = None) -> "UNetSettings":
@@ -476,6 +494,8 @@ class UNetSettings(TrainingSettings):
         resolved.loss = resolve_loss_type(self.loss, self.learn_variance)
         if resolved.loss == "rescaled_hybrid" and self.lambda_vlb is None:
             resolved.lambda_vlb = 0.001
+        if not self.class_conditional:  # whatever it starts from
+            resolved.label_dropout = 0.0
         for name in ("low_res_noise", "low_res_blur"):
             if getattr(self, name) > 0 and resolved.low_res_size is None:
                 raise InputError(f"--{name} is for upsamplers: pass --low_res_size, too.")

@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
 from PIL import Image
 
 from diffusers_cg import GaussianDiffusion, NoisyClassifierModel
 from diffusers_cg.data import ImageSet, ImageStream
-from diffusers_cg.diffusion import UniformSampler
+from diffusers_cg.diffusion import UniformSampler, training_scheduler
 from diffusers_cg.errors import InputError, import_extra
 from diffusers_cg.models.fine_tuning import load_pretrained
 from diffusers_cg.training.checkpoints import state_to_resume
@@ -79,13 +78,16 @@ def train(settings: ClassifierSettings) -> None:
     accelerator = make_accelerator(settings)
     accelerator.print(dataset.summary())
     checkpoint = state_to_resume(accelerator, settings)
+    settings.go_on_from(checkpoint)
     dataset = in_class_order(
         dataset, checkpoint.get("class_names"), None if pretrained is None else pretrained.config.class_names
     )
     classifier = make_classifier(settings, dataset.class_names)
     if pretrained is not None:
         start_from(accelerator, classifier, pretrained, settings.init_from)
-    scheduler = DDPMScheduler(num_train_timesteps=settings.ddpm_num_steps, beta_schedule=settings.ddpm_beta_schedule)
+    scheduler = training_scheduler(
+        settings.ddpm_num_steps, settings.ddpm_beta_schedule, scale_betas=settings.scale_betas
+    )
     diffusion = GaussianDiffusion.from_scheduler(scheduler)
 
     @torch.no_grad()

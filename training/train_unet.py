@@ -10,6 +10,9 @@ With `--low_res_size 16` the unet learns to upsample instead, from images that t
 filter (each pixel the mean of those that it covers) where 16 divides the resolution, else bicubic. The result is then a
 `ClassifierGuidedSuperResolutionPipeline`, and the grids show low-resolution, upsampled and real training images.
 
+With `--label_dropout 0.1` the unet is not told the class of a tenth of the images, and predicts without one, too, as
+classifier-free guidance needs.
+
 With `--no-class_conditional` images need no labels: a folder of images without subfolders will do (LSUN, say).
 """
 
@@ -21,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
 
@@ -34,9 +37,10 @@ from diffusers_cg import (
 )
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.data.images import to_tensor
-from diffusers_cg.diffusion import augment_low_res, to_ddim_scheduler, training_losses
+from diffusers_cg.diffusion import augment_low_res, to_ddim_scheduler, training_losses, training_scheduler
 from diffusers_cg.errors import InputError
 from diffusers_cg.generation import draw_images
+from diffusers_cg.models.adm_unet import NO_CLASS
 from diffusers_cg.models.fine_tuning import load_pretrained
 from diffusers_cg.training.checkpoints import state_to_resume
 from diffusers_cg.training.config import UNetSettings, parse_settings
@@ -57,7 +61,9 @@ GRID_COLUMNS = 8
 UNLABELLED_GRID_ROWS = 4
 UPSAMPLING_GRID_IMAGES = 3  # per class, each in three versions
 COMPARED_IMAGES = 200  # of the training, with those of a grid
-LOW_RES_STREAM = 1  # of a draw's random numbers, beside the one of its timestep and noise
+# of a draw's random numbers, beside the one of its timestep and noise
+LOW_RES_STREAM = 1
+LABEL_STREAM = 2
 
 
 @command
@@ -76,7 +82,11 @@ def unet_loss(
     settings: UNetSettings,
 ) -> dict[str, torch.Tensor]:
     """The loss per image (B,) and its parts, as a `LossFunction` of `training/loop.py`."""
-    unet_inputs = {"class_labels": batch["class_labels"]} if settings.class_conditional else {}
+    unet_inputs = {}
+    if settings.class_conditional:
+        unet_inputs["class_labels"] = drop_labels(
+            batch["draws"], batch["class_labels"], settings.label_dropout, settings.seed
+        )
     if settings.low_res_size is not None:
         unet_inputs["low_res"] = draw_low_res_augmentation(
             batch["draws"], batch["low_res_images"], settings.low_res_noise, settings.low_res_blur, settings.seed
@@ -86,6 +96,16 @@ def unet_loss(
         diffusion, model_output, batch["clean_images"], noise, sample, timesteps, settings.lambda_vlb, settings.loss
     )
     return {name: value for name, value in vars(losses).items() if value is not None}
+
+
+def drop_labels(
+    draws: Sequence[int] | torch.Tensor, class_labels: torch.Tensor, share: float, seed: int
+) -> torch.Tensor:
+    """Labels (B,) int64, of which a `share`, chosen by each draw's own seed, are [`NO_CLASS`]; with 0 nothing changes."""
+    if share == 0:
+        return class_labels
+    chances = torch.stack([torch.rand((), generator=each) for each in draw_generators(draws, seed, LABEL_STREAM)])
+    return class_labels.where(chances.to(class_labels.device) >= share, NO_CLASS)
 
 
 def draw_low_res_augmentation(
@@ -132,6 +152,7 @@ def train(settings: UNetSettings) -> None:
     accelerator = make_accelerator(settings)
     accelerator.print(dataset.summary())
     checkpoint = state_to_resume(accelerator, settings)
+    settings.go_on_from(checkpoint)
     dataset = in_class_order(
         dataset, checkpoint.get("class_names"), None if pretrained is None else pretrained.config.class_names
     )
@@ -139,12 +160,12 @@ def train(settings: UNetSettings) -> None:
     unet = make_unet(settings, class_names)
     if pretrained is not None:
         start_from(accelerator, unet, pretrained, settings.init_from)
-    scheduler = DDPMScheduler(
-        num_train_timesteps=settings.ddpm_num_steps,
-        beta_schedule=settings.ddpm_beta_schedule,
-        prediction_type=settings.prediction_type,
-        variance_type="learned_range" if settings.learn_variance else "fixed_large",
-        timestep_spacing="linspace",
+    scheduler = training_scheduler(
+        settings.ddpm_num_steps,
+        settings.ddpm_beta_schedule,
+        settings.prediction_type,
+        "learned_range" if settings.learn_variance else "fixed_large",
+        settings.scale_betas,
     )
 
     def make_pipeline(unet, scheduler, classifier=None):

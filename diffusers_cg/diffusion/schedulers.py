@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import logging
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 
@@ -38,8 +39,13 @@ SOLVERS = (
 )
 """What steps on guided noise (Algorithm 2): schedulers whose samples keep variance, from noise predictions."""
 
-TRAINED_WITH = ("num_train_timesteps", "rescale_timesteps", "beta_schedule", "prediction_type")
-"""What a network's config states of the process that it was trained with, None or False where it does not."""
+HAVE_ENDS = ("linear", "scaled_linear", "sigmoid")  # schedules between a first and a last beta
+
+TRAINED_WITH = (
+    *("num_train_timesteps", "rescale_timesteps", "beta_schedule", "prediction_type"),
+    *("scale_betas", "label_dropout"),
+)
+"""What a network's config states of how it was trained, None, False or 0 where it does not."""
 
 logger = logging.getLogger(__name__)
 
@@ -49,28 +55,37 @@ def training_scheduler(
     beta_schedule: str = "linear",
     prediction_type: str = "epsilon",
     variance_type: VarianceType = "learned_range",
+    scale_betas: bool = True,
 ) -> DDPMScheduler:
     """The process that a network is trained on, with ancestral steps, evenly spaced.
-
-    The ends of a linear schedule, 1e-4 and 0.02 for T = 1000, are scaled by 1000 / T as the reference's, so that images end
-    as noise for any T; for the few T at which the last beta would reach 1 it is 0.999.
 
     Args:
         num_train_timesteps (`int`): T.
         beta_schedule (`str`): Noise schedule, by diffusers' name (`"squaredcos_cap_v2"` is the cosine one).
         prediction_type (`str`): What the network's output is: `"epsilon"`, `"sample"` or `"v_prediction"`.
         variance_type (`str`): As of [`GaussianDiffusion`].
+        scale_betas (`bool`): Whether the ends of a linear schedule are those of [`beta_ends`] or, as trainings of before
+            had them, 1e-4 and 0.02 for any T.
     """
-    scale = 1000 / num_train_timesteps
+    beta_start, beta_end = beta_ends(num_train_timesteps if scale_betas else 1000)
     return DDPMScheduler(
         num_train_timesteps=num_train_timesteps,
-        beta_start=0.0001 * scale,
-        beta_end=min(0.02 * scale, MAX_BETA),
+        beta_start=beta_start,
+        beta_end=beta_end,
         beta_schedule=beta_schedule,
         prediction_type=prediction_type,
         variance_type=variance_type,
         timestep_spacing="linspace",
     )
+
+
+def beta_ends(num_train_timesteps: int) -> tuple[float, float]:
+    """First and last beta of a linear schedule: 1e-4 and 0.02 for T = 1000, scaled by 1000 / T as the reference's.
+
+    So images end as noise for any T. For the few T (up to 20) at which the last would reach 1 it is 0.999.
+    """
+    scale = 1000 / num_train_timesteps
+    return 0.0001 * scale, min(0.02 * scale, MAX_BETA)
 
 
 # --------------------------------------------------------------------------------------------------- the two algorithms
@@ -164,11 +179,17 @@ def scheduler_on_guided_noise(scheduler: SchedulerMixin, diffusion: GaussianDiff
 def check_trained_process(scheduler: SchedulerMixin, **models: ConfigMixin) -> None:
     """Raises `InputError` where a network, by what it is called, states another process than the scheduler's."""
     for name, model in models.items():
-        for word in TRAINED_WITH:
-            stated, here = model.config.get(word), scheduler.config.get(word)
-            if word == "beta_schedule" and scheduler.config.get("trained_betas") is not None:
+        process = {word: model.config.get(word) for word in TRAINED_WITH}
+        if process["scale_betas"] is not None and scheduler.config.get("beta_schedule") in HAVE_ENDS:
+            ends = beta_ends(scheduler.config.num_train_timesteps if process["scale_betas"] else 1000)
+            process |= zip(("beta_start", "beta_end"), ends)
+        for word, stated in process.items():
+            here = scheduler.config.get(word)
+            if word.startswith("beta_") and scheduler.config.get("trained_betas") is not None:
                 continue
-            if stated is not None and here is not None and stated != here:
+            if stated is None or here is None:
+                continue
+            if not (math.isclose(stated, here) if isinstance(stated, float) else stated == here):
                 raise InputError(
                     f"The {name} was trained with {word}={stated!r}, but the scheduler has {here!r}: make the scheduler of "
                     "diffusers_cg.diffusion.training_scheduler with what the network's config states, or by from_config of it."

@@ -213,6 +213,8 @@ def _about(model: ClassifierGuidedPipeline | ModelMixin) -> str:
         kind += " diffusion model"
     guide = "" if model.classifier is None else ", and the classifier of noisy images that guides it"
     classes = f" It knows {_count(model.num_classes, 'class')}." if model.num_classes else ""
+    if model.is_conditional and not model.needs_class:
+        classes += " Trained with labels left out at times, the unet predicts without a class, too."
     return (
         f"ADM (*Diffusion Models Beat GANs on Image Synthesis*): {kind}, to {height}x{width} with "
         f"{_count(channels, 'channel')}{guide}.{classes}"

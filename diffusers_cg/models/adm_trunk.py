@@ -83,8 +83,8 @@ def unet2d_arguments(config: FrozenDict) -> dict[str, Any]:
 class ADMTrunkMixin(AttentionMixin):
     """The parts of `UNet2DModel` that ADM does differently, and the way down from a noisy sample to its features.
 
-    The host class owns `conv_in`, `time_proj`, `time_embedding`, `class_embedding`, `down_blocks` and `mid_block`,
-    named and built as `UNet2DModel` does.
+    The host class owns `conv_in`, `time_proj`, `time_embedding`, `down_blocks` and `mid_block`, named and built as
+    `UNet2DModel` does.
     """
 
     @classmethod
@@ -144,17 +144,12 @@ class ADMTrunkMixin(AttentionMixin):
                 f"width multiples of {divisor}, got {tuple(sample.shape)}."
             )
 
-    def embed(
-        self, sample: torch.Tensor, timestep: torch.Tensor | float | int, class_labels: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Embedding (B, 4 * base_channels) of the timestep, a number or (B,), plus that of the class (B,)."""
+    def embed_timestep(self, sample: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
+        """Embedding (B, 4 * base_channels) of the timestep, a number or (B,)."""
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         if self.config.rescale_timesteps:
             timesteps = timesteps.float() * (RESCALED_TIMESTEPS / self.config.num_train_timesteps)
-        emb = self.time_embedding(self.time_proj(timesteps).to(dtype=self.dtype))
-        if class_labels is not None:
-            emb = emb + self.class_embedding(class_labels).to(dtype=self.dtype)
-        return emb
+        return self.time_embedding(self.time_proj(timesteps).to(dtype=self.dtype))
 
     def encode(self, sample: torch.Tensor, emb: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Features after the middle block, and those of `conv_in` and of every layer on the way down, in order."""

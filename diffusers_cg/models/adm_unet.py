@@ -12,6 +12,10 @@ from diffusers_cg.models.adm_trunk import ADMTrunkMixin, ResampleType, TimeScale
 from diffusers_cg.models.openai_files import OpenAICheckpointMixin
 
 
+NO_CLASS = -1
+"""The label of an image without a class, for a unet that was trained with some left out."""
+
+
 # Section 3 of the paper in diffusers' blocks, which `unet2d_arguments` (adm_trunk.py) chooses by the arguments:
 #
 # - AdaGN(h, y) = y_s GroupNorm(h) + y_b: h follows the first convolution of a residual block, and (y_s - 1, y_b) is a
@@ -59,6 +63,10 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
         beta_schedule (`str`, *optional*): Noise schedule of that process, by diffusers' name.
         prediction_type (`str`, *optional*): What the output is: `"epsilon"` (the noise), `"sample"` (the clean image) or
             `"v_prediction"`, with a second half for the variance or without.
+        scale_betas (`bool`, *optional*): Whether the ends of that schedule were scaled by 1000 / T, as
+            [`~diffusers_cg.diffusion.training_scheduler`] does.
+        label_dropout (`float`): Share of images whose label was left out in training; above 0 the model predicts without a
+            class, too (*Classifier-Free Diffusion Guidance*, Ho and Salimans, 2022, Algorithm 1).
 
     Raises:
         InputError: if the arguments contradict each other; the sentence names the one to change.
@@ -90,11 +98,17 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
         rescale_timesteps: bool = False,
         beta_schedule: str | None = None,
         prediction_type: str | None = None,
+        scale_betas: bool | None = None,
+        label_dropout: float = 0.0,
     ):
         if out_channels not in (in_channels, 2 * in_channels):
             raise InputError(
                 f"`out_channels` must be {in_channels} (fixed variance) or {2 * in_channels} (learned variance) for "
                 f"{in_channels} image channels, got {out_channels}."
+            )
+        if not 0 <= label_dropout < 1 or (label_dropout and num_class_embeds is None):
+            raise InputError(
+                f"`label_dropout` must lie in [0, 1), and be 0 without classes (`num_class_embeds`), got {label_dropout}."
             )
         self.settle_config()
         config = self.config
@@ -108,6 +122,16 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
     def predicts_variance(self) -> bool:
         """Whether the second half of the output channels is the raw learned-range variance."""
         return self.config.out_channels == 2 * self.config.in_channels
+
+    def embed_class(self, class_labels: torch.Tensor) -> torch.Tensor:
+        """Embedding (B, 4 * base_channels) of classes (B,); of [`NO_CLASS`], with `label_dropout`, it is zero.
+
+        A learned vector could say no more, for the bias of the time embedding is one.
+        """
+        if not self.config.label_dropout:
+            return self.class_embedding(class_labels).to(dtype=self.dtype)
+        is_class = class_labels != NO_CLASS
+        return self.class_embedding(class_labels.where(is_class, 0)).to(dtype=self.dtype) * is_class[..., None]
 
     def enlarge(self, low_res: torch.Tensor | None, sample: torch.Tensor) -> torch.Tensor:
         """Low-resolution images (B, low_res_channels, h, w) at the height and width of `sample`, bilinearly.
@@ -137,7 +161,8 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
         Args:
             sample (`torch.Tensor`): Noisy images x_t, (B, in_channels, H, W), floating point.
             timestep (`torch.Tensor`, `float` or `int`): One for all or one per image (B,), in [0, T).
-            class_labels (`torch.Tensor`, *optional*): (B,) int64; given exactly if the model is class-conditional.
+            class_labels (`torch.Tensor`, *optional*): (B,) int64; given exactly if the model is class-conditional. Trained
+                with `label_dropout`, it may be left out, or be -1 for images without a class.
             return_dict (`bool`): Whether to return a `UNet2DOutput` or a tuple.
             low_res (`torch.Tensor`, *optional*): Low-resolution images (B, low_res_channels, h, w) in [-1, 1], enlarged
                 here to H x W; given exactly if the model is an upsampling one.
@@ -149,7 +174,7 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
             InputError: if a shape does not fit, or labels or low-resolution images are missing or not wanted.
         """
         self.check_sample(sample)
-        if class_labels is None and self.class_embedding is not None:
+        if class_labels is None and self.class_embedding is not None and not self.config.label_dropout:
             raise InputError("This unet is class-conditional: pass `class_labels` of shape (batch,).")
         if class_labels is not None and self.class_embedding is None:
             raise InputError("This unet is unconditional and takes no `class_labels`.")
@@ -159,7 +184,9 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
         elif low_res is not None:
             raise InputError("This unet generates from noise alone and takes no `low_res`.")
 
-        emb = self.embed(sample, timestep, class_labels)
+        emb = self.embed_timestep(sample, timestep)
+        if class_labels is not None:  # no class adds nothing
+            emb = emb + self.embed_class(class_labels)
         sample, residuals = self.encode(sample, emb)
         for block in self.up_blocks:
             num_skips = len(block.resnets)

@@ -33,6 +33,8 @@ REPLACEABLE = {
     "rescale_timesteps",
     "beta_schedule",
     "prediction_type",
+    "scale_betas",
+    "label_dropout",
 }
 
 
@@ -162,7 +164,7 @@ def with_replaced(model: Model, **changed) -> tuple[Model, list[ReplacedParamete
         model (`ADMUNet2DModel` or `NoisyClassifierModel`): The pretrained one; not changed.
         changed: Arguments of its class: `num_class_embeds` or `num_classes`, `class_names`, `in_channels`,
             `out_channels`, `low_res_channels`, `sample_size`, `dropout`; `num_train_timesteps`, `rescale_timesteps`,
-            `beta_schedule`, `prediction_type`, what it is to be trained on with.
+            `beta_schedule`, `prediction_type`, `scale_betas`, `label_dropout`, what it is to be trained on with.
 
     Returns:
         The new model, and the list of [`ReplacedParameter`], whose layers start as in a fresh model.
@@ -180,6 +182,8 @@ def with_replaced(model: Model, **changed) -> tuple[Model, list[ReplacedParamete
     arguments = _arguments(model)
     if {"num_classes", "num_class_embeds"} & set(changed):
         arguments["class_names"] = None  # they were those of the old classes
+    if changed.get("num_class_embeds", 0) is None:
+        arguments["label_dropout"] = 0.0
     if "sample_size" in changed:
         arguments["attention_resolutions"] = scaled_attention_resolutions(model, changed["sample_size"])
     new = type(model)(**{**arguments, **changed}).to(model.dtype)

@@ -86,7 +86,7 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
             as in [`ADMUNet2DModel`].
         class_names (`list[str]`, *optional*): What the classes are called, in the order of their labels; kept in the
             config.
-        num_train_timesteps, rescale_timesteps, beta_schedule: as in [`ADMUNet2DModel`].
+        num_train_timesteps, rescale_timesteps, beta_schedule, scale_betas: as in [`ADMUNet2DModel`].
 
     Raises:
         InputError: if the arguments contradict each other; the sentence names the one to change.
@@ -118,6 +118,7 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
         num_train_timesteps: int | None = None,
         rescale_timesteps: bool = False,
         beta_schedule: str | None = None,
+        scale_betas: bool | None = None,
     ):
         super().__init__()
         if pool not in get_args(Pooling):
@@ -187,7 +188,7 @@ class NoisyClassifierModel(ADMTrunkMixin, OpenAICheckpointMixin, ModelMixin, Con
                 f"A classifier with attention pooling takes images of its own size {size}, got {tuple(sample.shape[2:])}."
             )
 
-        features, residuals = self.encode(sample, self.embed(sample, timestep))
+        features, residuals = self.encode(sample, self.embed_timestep(sample, timestep))
         if self.config.pool.startswith("spatial"):
             features = torch.cat([layer.mean(dim=(2, 3)) for layer in (*residuals, features)], dim=1)
         logits = self.head(features)

@@ -39,7 +39,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 
 HEADS = ("attention_head_dim", "num_attention_heads")
 PROCESS = ("num_train_timesteps", "beta_schedule", "rescale_timesteps", "prediction_type")
-FACTS = ("sample_size", *HEADS, "new_attention_order", "dropout", *PROCESS)
+FACTS = ("sample_size", *HEADS, "new_attention_order", "dropout", "label_dropout", *PROCESS)
 """What shapes do not tell."""
 
 FUNCTION = (*HEADS, "new_attention_order", *PROCESS)
@@ -88,7 +88,8 @@ class Examined:
 
     def add(self, origin: str, facts: Mapping[str, Any]) -> None:
         """Facts that are not known yet; of a classifier, none of what unets alone have."""
-        known = set(self.facts) | ({"prediction_type"} if self.recognised.kind == "classifier" else set())
+        of_unets = {"prediction_type", "label_dropout"}
+        known = set(self.facts) | (of_unets if self.recognised.kind == "classifier" else set())
         if known & set(HEADS):
             known |= set(HEADS)
         for name, value in facts.items():
@@ -415,6 +416,7 @@ class OpenAICheckpointMixin:
             new_attention_order (`bool`, *optional*): Whether query, key and value are stacked as wholes
                 (`use_new_attention_order`) rather than interleaved per head.
             dropout (`float`, *optional*): For training on; that of the released file, or 0.
+            label_dropout (`float`, *optional*): As of [`ADMUNet2DModel`]; parameters do not tell it.
             num_train_timesteps, beta_schedule, rescale_timesteps, prediction_type (*optional*): What it was trained with,
                 in diffusers' words (`diffusion_steps`, `noise_schedule`, `predict_xstart`), kept in the config.
             layers_per_block, low_res_channels (`int`, *optional*): Where the shapes allow several.

@@ -24,6 +24,7 @@ from diffusers_cg.diffusion import (
     to_ddim_scheduler,
     to_ddpm_scheduler,
     training_losses,
+    training_scheduler,
     variational_bound_term,
 )
 from diffusers_cg.errors import InputError
@@ -398,6 +399,18 @@ def test_scheduler_that_takes_no_timesteps():
 def test_refused_numbers_of_steps(steps):
     with pytest.raises(ValueError, match=f"`num_inference_steps` must be .*got {steps!r}"):
         resolve_timesteps(DDPMScheduler(), steps, None)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "sigmoid"])
+def test_betas_are_scaled_to_the_number_of_steps_and_stay_below_1(schedule):
+    usual = training_scheduler(1000, schedule).betas
+    for num_steps in (*range(1, 26), 500, 4000):
+        betas = training_scheduler(num_steps, schedule).betas
+        assert ((betas > 0) & (betas < 1)).all()
+        if num_steps > 20:
+            assert torch.allclose(betas[[0, -1]], usual[[0, -1]] * 1000 / num_steps)
+    unscaled = training_scheduler(500, schedule, scale_betas=False).betas
+    assert torch.allclose(unscaled[[0, -1]], usual[[0, -1]])
 
 
 def test_conversion_to_ddim():

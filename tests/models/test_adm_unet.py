@@ -16,6 +16,8 @@ from torch.nn.functional import silu
 
 from diffusers_cg import ADMUNet2DModel
 from diffusers_cg.errors import InputError
+from diffusers_cg.models import with_replaced
+from diffusers_cg.models.adm_unet import NO_CLASS
 
 
 LEVELS = [levels for number in range(4) for levels in combinations((16, 8, 4), number)]
@@ -337,6 +339,8 @@ def test_layerwise_casting():
         ({"resnet_time_scale_shift": "ada_group"}, "`resnet_time_scale_shift` must be one of"),
         ({"num_class_embeds": 0}, "`num_class_embeds` must be at least 1"),
         ({"dropout": 1.5}, "dropout.*between 0 and 1"),
+        ({"num_class_embeds": 3, "label_dropout": 1.0}, r"`label_dropout` must lie in \[0, 1\)"),
+        ({"label_dropout": 0.1}, "`label_dropout` must .* be 0 without classes"),
     ],
     ids=str,
 )
@@ -356,3 +360,28 @@ def test_labels_given_exactly_where_wanted():
         tiny.unet(num_class_embeds=3)(tiny.images(), 10)
     with pytest.raises(InputError, match="takes no `class_labels`"):
         tiny.unet()(tiny.images(), 10, torch.tensor([0, 1]))
+
+
+def test_label_dropout_predicts_without_a_class_by_the_same_parameters():
+    plain, unet = tiny.unet(num_class_embeds=3), tiny.unet(num_class_embeds=3, label_dropout=0.1)
+    assert unet.state_dict().keys() == plain.state_dict().keys()
+    images, labels = tiny.images(3), torch.tensor([2, NO_CLASS, 0])
+    of_classes, without = unet(images, 10, torch.tensor([2, 1, 0])).sample, unet(images, 10).sample
+    assert torch.equal(of_classes, plain(images, 10, torch.tensor([2, 1, 0])).sample)
+    assert torch.equal(without, tiny.unet()(images, 10).sample)  # nothing is added to the time embedding
+    assert torch.equal(unet(images, 10, torch.full((3,), NO_CLASS)).sample, without)
+    mixed = unet(images, 10, labels).sample
+    assert torch.allclose(mixed[[0, 2]], of_classes[[0, 2]], atol=1e-5)
+    assert torch.allclose(mixed[1], without[1], atol=1e-5)
+    assert not torch.allclose(without[1], of_classes[1], atol=1e-3)
+
+
+def test_label_dropout_is_kept_and_can_be_begun(tmp_path):
+    unet = tiny.unet(num_class_embeds=3, label_dropout=0.1)
+    unet.save_pretrained(tmp_path)
+    for other in (ADMUNet2DModel.from_pretrained(tmp_path), with_replaced(unet)[0]):
+        assert other.config.label_dropout == 0.1
+        assert torch.equal(other(tiny.images(), 10).sample, unet(tiny.images(), 10).sample)
+    learning, _ = with_replaced(tiny.unet(), num_class_embeds=2, label_dropout=0.2)
+    assert torch.equal(learning(tiny.images(), 10).sample, tiny.unet()(tiny.images(), 10).sample)
+    assert with_replaced(unet, num_class_embeds=None)[0].config.label_dropout == 0

@@ -55,6 +55,7 @@ def test_a_model_trained_here_loads_from_the_dictionary_that_it_gives():
         attention_resolutions=(8,),
         num_attention_heads=2,
         num_class_embeds=37,
+        label_dropout=0.1,
         **trunk,
     )
     loaded = ADMUNet2DModel.from_single_file(
@@ -63,10 +64,12 @@ def test_a_model_trained_here_loads_from_the_dictionary_that_it_gives():
         num_attention_heads=2,
         new_attention_order=False,
         low_res_channels=0,
+        label_dropout=0.1,
     )
     for name, parameter in unet.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], parameter), name
     assert (loaded.config.num_class_embeds, loaded.config.in_channels) == (37, 1)
+    assert loaded.config.label_dropout == 0.1
 
 
 def test_the_model_does_not_share_its_memory_with_the_dictionary():

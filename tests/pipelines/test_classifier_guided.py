@@ -586,6 +586,18 @@ def test_labels_missing_for_the_unet(conditional_pipes, kind):
 
 
 @BOTH
+def test_a_unet_trained_with_label_dropout_draws_without_labels(conditional_pipes, kind):
+    plain = tiny.pipeline(kind)
+    plain.unet.load_state_dict(conditional_pipes[kind].unet.state_dict(), strict=False)
+    pipe = tiny.pipeline(kind)
+    pipe.unet = tiny.unet(num_class_embeds=tiny.NUM_CLASSES, label_dropout=0.1)
+    call = {"batch_size": 2, "classifier_scale": 0}
+    assert torch.equal(draw(pipe, None, **call), draw(plain, None, **call))
+    assert torch.equal(draw(pipe, [3, 3]), draw(conditional_pipes[kind], [3, 3]))
+    check_refused(pipe, {"class_labels": None}, InputError, r"`class_labels` are missing: guidance \(.*\) needs one")
+
+
+@BOTH
 def test_scale_without_a_classifier(kind):
     pipe = tiny.pipeline(kind, with_classifier=False)
     check_refused(pipe, {"classifier_scale": 1.0}, ValueError, "has no classifier: pass `classifier_scale=0`")

@@ -138,6 +138,17 @@ def test_a_scheduler_that_contradicts_the_classifier_is_refused():
     DDIM(tiny.fresh_unet(), training_scheduler(500), classifier)
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_scheduler_whose_betas_are_not_scaled_as_in_training_is_refused(scaled):
+    words = {"num_train_timesteps": 500, "beta_schedule": "linear", "scale_betas": scaled}
+    other = training_scheduler(**{**words, "scale_betas": not scaled})
+    with pytest.raises(InputError, match="The unet was trained with beta_start="):
+        DDIM(tiny.fresh_unet(**words), other)
+    with pytest.raises(InputError, match="The classifier was trained with beta_start="):
+        DDIM(tiny.fresh_unet(), other, tiny.fresh_classifier(**words))
+    DDIM(tiny.fresh_unet(**words), training_scheduler(**words), tiny.fresh_classifier(**words))
+
+
 def test_timesteps_beyond_those_of_training_are_refused():
     pipe = DDIM(tiny.fresh_unet(**STATED), training_scheduler(**STATED))
     tiny.check_refused(

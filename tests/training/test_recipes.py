@@ -83,7 +83,8 @@ def test_settings_of_a_recipe_are_those_of_before_presets(recipe):
     assert {name: settings[name] for name in earlier} == earlier
     new = {"config", "preset", "overwrite_output_dir", "image_range", "class_from_file_name", "allow_other_images"}
     new |= {"rescale_timesteps", "overwrite_learning_rate", "tracker_project_name", "run_name"}
-    new |= {"prediction_type"} if script is train_unet else {"early_stopping_patience"}
+    new |= {"scale_betas"}
+    new |= {"prediction_type", "label_dropout"} if script is train_unet else {"early_stopping_patience"}
     assert settings.keys() - earlier.keys() == new | {"train_data_dir", "output_dir"}
 
 

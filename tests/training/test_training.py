@@ -444,6 +444,9 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(train, tmp_path, num_proc
     torch.save({**schedule, "last_epoch": num_processes * schedule["last_epoch"]}, checkpoint / "scheduler.bin")
     ended = train("train_unet", output_dir=tmp_path, resume_from_checkpoint=checkpoint, **EARLIER_FLAGS)
     assert "learning rate" not in ended.output
+    pipe = ClassifierGuidedDDIMPipeline.from_pretrained(tmp_path)
+    assert pipe.unet.config.scale_betas is False and pipe.scheduler.config.beta_end == 0.02  # for any T, there
+    assert "--no-scale_betas" in json.loads((tmp_path / "training.json").read_text())["unet"]["arguments"]
     result, expected = load_file(tmp_path / "unet" / WEIGHTS), load_file(EARLIER / "result.safetensors")
     assert result.keys() == expected.keys()
     for name, tensor in expected.items():
