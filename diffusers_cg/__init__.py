@@ -4,7 +4,7 @@ from pathlib import Path
 
 from diffusers import ModelMixin, SchedulerMixin  # noqa: F401  (diffusers looks for these here when it loads a component)
 
-from diffusers_cg.diffusion import GaussianDiffusion
+from diffusers_cg.diffusion import EDMHeunScheduler, GaussianDiffusion
 from diffusers_cg.guidance import ClassifierGuidance
 from diffusers_cg.hub.registration import register_library
 from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
@@ -22,6 +22,7 @@ __all__ = [
     "ClassifierGuidedDDIMPipeline",
     "ClassifierGuidedDDPMPipeline",
     "ClassifierGuidedSuperResolutionPipeline",
+    "EDMHeunScheduler",
     "GaussianDiffusion",
     "NoisyClassifierModel",
 ]

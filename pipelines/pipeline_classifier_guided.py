@@ -1,10 +1,10 @@
 """What the classifier-guided pipelines share: components, inputs, what the networks say of a sample, and the output."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
 from numbers import Integral
 from typing import Literal
 
@@ -28,6 +28,7 @@ from diffusers_cg.guidance import (
     Guidance,
     GuidanceFunction,
     GuidanceSum,
+    GuidedCall,
     GuidedStep,
     keeping_weights,
 )
@@ -40,11 +41,24 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 Callback = Callable | PipelineCallback | MultiPipelineCallbacks
 
-Look = Callable[[torch.Tensor, int, int], GuidedStep]
-"""(sample x_t, t, number of the step) -> the step as guidances see it."""
+TakeStep = Callable[[GuidedStep], torch.Tensor]
+"""The step from x_t -> x_{t-1}, (B, C, H, W)."""
 
 OnStepEnd = Callable[[torch.Tensor, int, int], torch.Tensor]
 """(sample x_{t-1}, t, number of the step) -> the sample to go on with."""
+
+
+@dataclass
+class GuidedImagePipelineOutput(ImagePipelineOutput):
+    """What a call returns.
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): As the call's `output_type` says.
+        evaluations (`dict[str, int]`): What was computed, of all images at once: passes of the `"unet"` (of others that a
+            guidance asks, too), of a `"classifier"`, and `"backward"` passes.
+    """
+
+    evaluations: dict[str, int]
 
 
 class ClassifierGuidedPipeline(DiffusionPipeline):
@@ -280,7 +294,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     def prepare_steps(
         self, num_inference_steps: int | None, timesteps: Sequence[int] | None
     ) -> tuple[SchedulerMixin, GaussianDiffusion]:
-        """A scheduler of the call's own, set to its timesteps, and the process over them, each once.
+        """A scheduler of the call's own, set to its timesteps, and the process over them, each once; where they are fractional,
+        the process of training.
 
         What the pipeline holds now counts, whether it was given to the constructor or assigned since.
 
@@ -296,7 +311,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             saved = self.config[f"{self.algorithm}_num_inference_steps"]
             num_inference_steps = min(saved, scheduler.config.num_train_timesteps)
         timesteps = resolve_timesteps(scheduler, num_inference_steps, timesteps)
-        return scheduler, GaussianDiffusion.from_scheduler(scheduler, sorted(set(timesteps), reverse=True))
+        whole = sorted(set(timesteps), reverse=True) if isinstance(timesteps[0], int) else None
+        return scheduler, GaussianDiffusion.from_scheduler(scheduler, whole)
 
     def prepare_guidance(
         self,
@@ -305,12 +321,13 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         classifier_scale: float | Sequence[float] | torch.Tensor | None,
         batch_size: int,
         shape: tuple[int, int, int],
+        scheduler: SchedulerMixin,
     ) -> GuidanceSum:
         """What guides a call: the classifier at a scale above 0, and what the user gave; a sum of nothing for no guidance.
 
         Raises:
-            InputError: if a classifier or labels are missing, the classifier cannot read images of `shape` (C, H, W), or the
-                guidance is none.
+            InputError: if a classifier or labels are missing, or the guidance is none, or cannot guide such a call: of images
+                of `shape` (C, H, W), labels or scheduler.
         """
         if classifier_scale is None:  # the saved one, unless another guidance is to stand in its place
             alone = guidance is None and self.classifier is not None
@@ -319,13 +336,13 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         uses_classifier = bool((scale > 0).any())
         if uses_classifier and self.classifier is None:
             raise InputError("This pipeline has no classifier: pass `classifier_scale=0`, or load it with one.")
-        if uses_classifier:
-            check_classifier_reads(self.classifier, shape)
         if class_labels is None and (self.needs_class or uses_classifier):
             needed = "the class-conditional unet" if self.needs_class else "guidance (`classifier_scale` above 0)"
             raise InputError(f"`class_labels` are missing: {needed} needs one per image.")
         guidances = [ClassifierGuidance(self.classifier, class_labels, scale)] if uses_classifier else []
-        return GuidanceSum([*guidances, guidance] if guidance is not None else guidances)
+        guidance = GuidanceSum([*guidances, guidance] if guidance is not None else guidances)
+        guidance.check(GuidedCall(torch.Size([batch_size, *shape]), class_labels, self.unet, scheduler))
+        return guidance
 
     def prepare_callback(self, callback: Callback | None, tensor_inputs: list[str]) -> OnStepEnd:
         """What is done with every new sample: the user's callback, if any, sees it and may replace it.
@@ -369,7 +386,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         scheduler, _ = self.prepare_steps(num_inference_steps, timesteps)
         check_eta(eta, scheduler)
         labels = self.prepare_class_labels(class_labels, batch_size)
-        self.prepare_guidance(guidance, labels, classifier_scale, num_images(labels, batch_size), shape)
+        self.prepare_guidance(guidance, labels, classifier_scale, num_images(labels, batch_size), shape, scheduler)
 
     def check_output_type(self, output_type: str) -> None:
         """Raises `InputError` unless images of the model's channels can be returned as `output_type`."""
@@ -398,6 +415,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         class_labels: torch.Tensor | None = None,
         low_res: torch.Tensor | None = None,
         diffusion: GaussianDiffusion | None = None,
+        unet: UNet2DModel | None = None,
     ) -> Prediction:
         """What the unet sees in a noisy image: its noise, the clean image, and the variance of the step to x_{t-1}.
 
@@ -412,45 +430,58 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             low_res (`torch.Tensor`, *optional*): For an upsampling unet: (B, C, h, w) in [-1, 1].
             diffusion (`GaussianDiffusion`, *optional*): The process whose step is meant; that of training by default,
                 with all timesteps.
+            unet (`UNet2DModel`, *optional*): Another network to be asked, that was trained on the same process.
 
         Returns:
             `Prediction`: float32. The clean image is clipped if the scheduler clips; the noise is the network's own.
         """
         diffusion = diffusion or GaussianDiffusion.from_scheduler(self.convert_scheduler(self.scheduler, self.unet))
-        inputs = {"class_labels": class_labels} if self.is_conditional else {}
+        unet = unet or self.unet
+        inputs = {"class_labels": class_labels} if unet.config.num_class_embeds is not None else {}
         if low_res is not None:
             inputs["low_res"] = low_res
-        with keeping_weights(self.unet):
-            model_output = self.unet(sample.to(self.unet.dtype), timestep, **inputs).sample.float()
+        with keeping_weights(unet):
+            model_output = unet(sample.to(unet.dtype), timestep, **inputs).sample.float()
         return diffusion.predict(model_output, sample, timestep, diffusion.clip_range)
 
-    def look(
+    def denoise(
         self,
         sample: torch.Tensor,
-        t: int,
-        index: int,
-        *,
+        take_step: TakeStep,
         diffusion: GaussianDiffusion,
-        guidance: Guidance,
+        timesteps: Sequence[int] | Sequence[float],
+        guidance: GuidanceSum,
         class_labels: torch.Tensor | None,
-        num_steps: int,
+        generator: Generators,
+        on_step_end: OnStepEnd,
         low_res: torch.Tensor | None = None,
-    ) -> GuidedStep:
-        """The step from x_t, the `index`-th of `num_steps`, as guidances see it; its prediction is what they make of the unet's."""
-        timestep = torch.tensor(t, device=sample.device)
-        predict = partial(self.predict, low_res=low_res, diffusion=diffusion)
+    ) -> tuple[torch.Tensor, Counter]:
+        """From x_T to x_0, (B, C, H, W), float32, by steps that are each taken as often as the guidance says; and their cost."""
+        cost = Counter(unet=0, classifier=0, backward=0)
 
-        def guided(sample: torch.Tensor) -> Prediction:
-            prediction = predict(sample, timestep, class_labels)
-            noise = guidance.mix(step.seeing(sample, prediction))
-            if noise is not prediction.noise:
-                original = diffusion.predict_original(noise, sample, timestep, diffusion.clip_range)
-                prediction = replace(prediction, noise=noise, pred_original_sample=original)
-            return replace(prediction, pred_original_sample=guidance.replace(step.seeing(sample, prediction)))
+        def predict(sample, timestep, class_labels, unet=None) -> Prediction:
+            cost["unet"] += 1
+            return self.predict(sample, timestep, class_labels, low_res, diffusion, unet)
 
-        alpha_prod_t = diffusion.coefficient("abar", timestep, sample)
-        step = GuidedStep(sample, timestep, class_labels, alpha_prod_t, predict, guided, index, num_steps)
-        return step
+        call = {
+            "timesteps": torch.tensor(timesteps, device=sample.device),
+            "class_labels": class_labels,
+            "predict": predict,
+            "diffusion": diffusion,
+            "guidance": guidance,
+            "generator": generator,
+            "memory": {},
+            "cost": cost,
+        }
+        for i, t in self.progress(timesteps):
+            step = GuidedStep(sample, i, **call)
+            for repeats in reversed(range(guidance.recurrences(step))):
+                shift = guidance.shift(step)
+                sample = take_step(step) + shift
+                if repeats:
+                    step = GuidedStep(step.noised_again(sample), i, **call)
+            sample = on_step_end(sample, t, i)
+        return sample, cost
 
     def progress(self, timesteps: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Numbers and timesteps of the steps, under the progress bar, until a callback interrupts."""
@@ -463,7 +494,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
                 yield index, t
                 progress_bar.update()
 
-    def finish(self, latents: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
+    def finish(
+        self, latents: torch.Tensor, output_type: str, return_dict: bool, cost: Counter
+    ) -> GuidedImagePipelineOutput | tuple:
         """Turns x_0 (B, C, H, W) into images of `output_type`, and releases offloaded models.
 
         Raises:
@@ -478,7 +511,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         if not return_dict:
             return (images,)
-        return ImagePipelineOutput(images=images)
+        return GuidedImagePipelineOutput(images=images, evaluations=dict(cost))
 
 
 def predicts_variance(unet: UNet2DModel) -> bool:
@@ -529,18 +562,3 @@ def check_components(
                 f"Unet and classifier do not fit together: the {name} of the unet is {of_unet}, that of the classifier "
                 f"{of_classifier}."
             )
-
-
-def check_classifier_reads(classifier: NoisyClassifierModel, shape: tuple[int, int, int]) -> None:
-    """Raises `InputError` where the classifier cannot read images of `shape` (C, H, W), which the unet can draw."""
-    sides, own = shape[1:], height_and_width(classifier.config.sample_size)
-    divisor = 2 ** (len(classifier.config.channel_multipliers) - 1)
-    if sides == own:
-        return
-    if classifier.config.pool == "attention":
-        raise InputError(
-            f"The classifier pools by attention and reads images of {own} alone, not of {sides}: pass `classifier_scale=0`, or "
-            "use a classifier with another `pool`."
-        )
-    if any(side % divisor for side in sides):
-        raise InputError(f"The classifier reads images whose sides are multiples of {divisor}, not of {sides}.")

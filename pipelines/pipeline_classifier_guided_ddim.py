@@ -2,10 +2,9 @@
 
 import inspect
 from collections.abc import Sequence
-from functools import partial
 
 import torch
-from diffusers import ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import SchedulerMixin, UNet2DModel
 from diffusers.image_processor import PipelineImageInput
 
 from diffusers_cg.diffusion import (
@@ -16,64 +15,37 @@ from diffusers_cg.diffusion import (
     to_ddim_scheduler,
     warn_of_amplification,
 )
-from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum
+from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum, GuidedStep
 from diffusers_cg.pipelines.pipeline_classifier_guided import (
     Callback,
     ClassifierGuidedPipeline,
-    Look,
-    OnStepEnd,
+    GuidedImagePipelineOutput,
+    TakeStep,
     num_images,
 )
 
 
-def denoise_by_ddim(
-    pipe: ClassifierGuidedPipeline,
-    sample: torch.Tensor,
-    diffusion: GaussianDiffusion,
-    look: Look,
-    guidance: GuidanceSum,
-    generator: Generators,
-    on_step_end: OnStepEnd,
-    scheduler: SchedulerMixin,
-    eta: float = 0.0,
-) -> torch.Tensor:
-    """Algorithm 2, from x_T to x_0, (B, C, H, W), float32: the scheduler's steps on eps - sqrt(1 - abar_t) s grad log p(y|x_t).
+def ddim_steps(
+    scheduler: SchedulerMixin, diffusion: GaussianDiffusion, guidance: GuidanceSum, eta: float, generator: Generators
+) -> TakeStep:
+    """The steps of Algorithm 2: the scheduler's own, on eps - sqrt(1 - abar_t) s grad log p(y|x_t).
 
     The noise follows from the clipped image, and is not clipped again once it is guided. The scheduler is the call's own, and
     is changed.
     """
     if guidance.guidances:
         warn_of_amplification(diffusion)
-    timesteps = scheduler.timesteps.tolist()
-    scheduler = scheduler_on_guided_noise(scheduler, diffusion)
     accepted = inspect.signature(scheduler.step).parameters
+    scheduler = scheduler_on_guided_noise(scheduler, diffusion)
     options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
-    for i, t in pipe.progress(timesteps):
-        step = look(sample, t, i)
+
+    def take_step(step: GuidedStep) -> torch.Tensor:
         gradient = guidance(step)  # s grad log p(y | x_t)
-        noise = diffusion.predict_noise(step.pred_original_sample, sample, step.timestep)
-        noise = noise - diffusion.coefficient("sqrt_one_minus_abar", step.timestep, sample) * gradient
-        sample = scheduler.step(noise, scheduler.timesteps[i], sample, **options).prev_sample
-        sample = on_step_end(sample, t, i)
-    return sample
+        noise = diffusion.predict_noise(step.pred_original_sample, step.sample, step.timestep)
+        noise = noise - diffusion.coefficient("sqrt_one_minus_abar", step.timestep, step.sample) * gradient
+        return scheduler.step(noise, scheduler.timesteps[step.index], step.sample, **options).prev_sample
 
-
-def invert_by_ddim(
-    pipe: ClassifierGuidedPipeline,
-    sample: torch.Tensor,
-    timesteps: Sequence[int],
-    diffusion: GaussianDiffusion,
-    look: Look,
-) -> torch.Tensor:
-    """DDIM backwards, from each of the increasing timesteps to the next of the process, (B, C, H, W), float32."""
-    for i, t in pipe.progress(timesteps):
-        step = look(sample, t, i)
-        noise = diffusion.predict_noise(step.pred_original_sample, sample, step.timestep)
-        sample = (
-            diffusion.coefficient("sqrt_abar_next", step.timestep, sample) * step.pred_original_sample
-            + diffusion.coefficient("sqrt_one_minus_abar_next", step.timestep, sample) * noise
-        )
-    return sample
+    return take_step
 
 
 class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
@@ -121,7 +93,7 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' convention, not changed)
-    ) -> ImagePipelineOutput | tuple:
+    ) -> GuidedImagePipelineOutput | tuple:
         """Draws images.
 
         Args:
@@ -131,7 +103,7 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
                 [`ClassifierGuidedDDPMPipeline.__call__`].
 
         Returns:
-            `ImagePipelineOutput` or `tuple`: `.images`.
+            [`GuidedImagePipelineOutput`] or `tuple`: `.images`; `.evaluations`, what they cost.
 
         Raises:
             InputError: if an input is out of range or missing; nothing has been computed by then.
@@ -143,17 +115,12 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         check_eta(eta, scheduler)
         labels = self.prepare_class_labels(class_labels, batch_size)
         batch_size = num_images(labels, batch_size)
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape, scheduler)
         latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
-        look = partial(
-            self.look,
-            diffusion=diffusion,
-            guidance=guidance,
-            class_labels=labels,
-            num_steps=len(scheduler.timesteps),
-        )
-        sample = denoise_by_ddim(self, latents, diffusion, look, guidance, generator, on_step_end, scheduler, eta)
-        return self.finish(sample, output_type, return_dict)
+        timesteps = scheduler.timesteps.tolist()
+        take_step = ddim_steps(scheduler, diffusion, guidance, eta, generator)
+        sample, cost = self.denoise(latents, take_step, diffusion, timesteps, guidance, labels, generator, on_step_end)
+        return self.finish(sample, output_type, return_dict, cost)
 
     @torch.no_grad()
     def invert(
@@ -187,20 +154,19 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
             InputError: if an input is out of range or missing; nothing has been computed by then.
         """
         shape = self.prepare_shape(height, width)
-        _, diffusion = self.prepare_steps(num_inference_steps, timesteps)
+        scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         sample = self.prepare_image(image, shape)
         labels = self.prepare_class_labels(class_labels, len(sample))
-        unguided = self.prepare_guidance(None, labels, 0.0, len(sample), shape)
-        look = partial(
-            self.look,
-            diffusion=diffusion,
-            guidance=unguided,
-            class_labels=labels,
-            num_steps=len(diffusion.timesteps),
-        )
+        self.prepare_guidance(None, labels, 0.0, len(sample), shape, scheduler)  # says what is missing
         upwards = diffusion.timesteps.tolist()[::-1]
         if timesteps is not None:
             upwards.pop()  # of a number of steps, one more leads from the last timestep to pure noise, as the reference's
-        latents = invert_by_ddim(self, sample, upwards, diffusion, look)
+        for _, t in self.progress(upwards):  # DDIM backwards, from each timestep to the next of the process
+            original = self.predict(sample, t, labels, diffusion=diffusion).pred_original_sample
+            noise = diffusion.predict_noise(original, sample, t)
+            sample = (
+                diffusion.coefficient("sqrt_abar_next", t, sample) * original
+                + diffusion.coefficient("sqrt_one_minus_abar_next", t, sample) * noise
+            )
         self.maybe_free_model_hooks()
-        return latents
+        return sample

@@ -1,45 +1,32 @@
 """Classifier-guided ancestral sampling, Algorithm 1 of *Diffusion Models Beat GANs on Image Synthesis*."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
-from diffusers import DDPMScheduler, ImagePipelineOutput, SchedulerMixin, UNet2DModel
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers import DDPMScheduler, SchedulerMixin, UNet2DModel
 
 from diffusers_cg.diffusion import GaussianDiffusion, Generators, to_ddpm_scheduler
-from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum
+from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum, GuidedStep
 from diffusers_cg.pipelines.pipeline_classifier_guided import (
     Callback,
     ClassifierGuidedPipeline,
-    Look,
-    OnStepEnd,
+    GuidedImagePipelineOutput,
+    TakeStep,
     num_images,
     predicts_variance,
 )
 
 
-def denoise_by_ddpm(
-    pipe: ClassifierGuidedPipeline,
-    sample: torch.Tensor,
-    diffusion: GaussianDiffusion,
-    look: Look,
-    guidance: GuidanceSum,
-    generator: Generators,
-    on_step_end: OnStepEnd,
-) -> torch.Tensor:
-    """Algorithm 1, from x_T to x_0, (B, C, H, W), float32: each step draws from N(mu + s Sigma grad log p(y|x_t), Sigma)."""
-    timesteps = diffusion.timesteps.tolist()
-    for i, t in pipe.progress(timesteps):
-        step = look(sample, t, i)
+def ddpm_steps(diffusion: GaussianDiffusion, guidance: GuidanceSum) -> TakeStep:
+    """The steps of Algorithm 1: x_{t-1} is drawn from N(mu + s Sigma grad log p(y|x_t), Sigma)."""
+
+    def take_step(step: GuidedStep) -> torch.Tensor:
         gradient = guidance(step)  # s grad log p(y | x_t)
-        p = diffusion.p(step.prediction, sample, step.timestep)  # p(x_{t-1} | x_t) = N(mu, Sigma)
-        sample = p.mean + p.variance * gradient
-        if t != timesteps[-1]:
-            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-            sample = sample + (0.5 * p.log_variance).exp() * noise
-        sample = on_step_end(sample, t, i)
-    return sample
+        p = diffusion.p(step.prediction, step.sample, step.timestep)  # p(x_{t-1} | x_t) = N(mu, Sigma)
+        mean = p.mean + p.variance * gradient
+        return mean if step.is_last else mean + (0.5 * p.log_variance).exp() * step.randn(mean.shape)
+
+    return take_step
 
 
 class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
@@ -83,7 +70,7 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' convention, not changed)
-    ) -> ImagePipelineOutput | tuple:
+    ) -> GuidedImagePipelineOutput | tuple:
         """Draws images.
 
         Args:
@@ -103,13 +90,13 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
                 sample (B, C, H, W), float32, about [-1, 1], not clipped or rounded.
             height, width (`int`, *optional*): Of the images, multiples of what the unet's levels divide; its training size
                 otherwise. A classifier that pools by attention reads its own size alone.
-            return_dict (`bool`): Whether to return an `ImagePipelineOutput` or a tuple.
+            return_dict (`bool`): Whether to return a [`GuidedImagePipelineOutput`] or a tuple.
             callback_on_step_end: Called as `callback(pipe, step, timestep, {"latents": x_{t-1}})` after every step; may
                 return a dictionary with other `latents`.
             callback_on_step_end_tensor_inputs (`list[str]`): Which tensors the callback gets.
 
         Returns:
-            `ImagePipelineOutput` or `tuple`: `.images`.
+            [`GuidedImagePipelineOutput`] or `tuple`: `.images`; `.evaluations`, what they cost.
 
         Raises:
             InputError: if an input is out of range or missing; nothing has been computed by then.
@@ -117,17 +104,19 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         self.check_output_type(output_type)
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         shape = self.prepare_shape(height, width)
-        _, diffusion = self.prepare_steps(num_inference_steps, timesteps)
+        scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         labels = self.prepare_class_labels(class_labels, batch_size)
         batch_size = num_images(labels, batch_size)
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape, scheduler)
         latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
-        look = partial(
-            self.look,
-            diffusion=diffusion,
-            guidance=guidance,
-            class_labels=labels,
-            num_steps=len(diffusion.timesteps),
+        sample, cost = self.denoise(
+            latents,
+            ddpm_steps(diffusion, guidance),
+            diffusion,
+            diffusion.timesteps.tolist(),
+            guidance,
+            labels,
+            generator,
+            on_step_end,
         )
-        sample = denoise_by_ddpm(self, latents, diffusion, look, guidance, generator, on_step_end)
-        return self.finish(sample, output_type, return_dict)
+        return self.finish(sample, output_type, return_dict, cost)

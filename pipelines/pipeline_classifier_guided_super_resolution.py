@@ -1,11 +1,10 @@
 """Classifier-guided upsampling, the second half of the stacks of *Diffusion Models Beat GANs on Image Synthesis*."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import torch
-from diffusers import ImagePipelineOutput, SchedulerMixin
+from diffusers import SchedulerMixin
 from diffusers.image_processor import PipelineImageInput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -22,9 +21,13 @@ from diffusers_cg.errors import InputError
 from diffusers_cg.guidance import Guidance, GuidanceFunction
 from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.models.adm_trunk import height_and_width
-from diffusers_cg.pipelines.pipeline_classifier_guided import Callback, ClassifierGuidedPipeline
-from diffusers_cg.pipelines.pipeline_classifier_guided_ddim import denoise_by_ddim
-from diffusers_cg.pipelines.pipeline_classifier_guided_ddpm import denoise_by_ddpm
+from diffusers_cg.pipelines.pipeline_classifier_guided import (
+    Callback,
+    ClassifierGuidedPipeline,
+    GuidedImagePipelineOutput,
+)
+from diffusers_cg.pipelines.pipeline_classifier_guided_ddim import ddim_steps
+from diffusers_cg.pipelines.pipeline_classifier_guided_ddpm import ddpm_steps
 
 
 class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
@@ -118,7 +121,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' convention, not changed)
-    ) -> ImagePipelineOutput | tuple:
+    ) -> GuidedImagePipelineOutput | tuple:
         """Draws one image at the high resolution for each low-resolution one.
 
         Args:
@@ -136,7 +139,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
                 [`ClassifierGuidedDDPMPipeline.__call__`], at the high resolution.
 
         Returns:
-            `ImagePipelineOutput` or `tuple`: `.images`.
+            [`GuidedImagePipelineOutput`] or `tuple`: `.images`; `.evaluations`, what they cost.
 
         Raises:
             InputError: if an input is out of range or missing; nothing has been computed by then.
@@ -150,24 +153,22 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         check_eta(eta, scheduler)
         low_res = self.prepare_image(image, self.low_res_shape)
         labels = self.prepare_class_labels(class_labels, len(low_res))
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res), shape)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res), shape, scheduler)
         latents = self.prepare_latents(len(low_res), generator, latents, shape)
         noise = None
         if low_res_noise:
             noise = randn_tensor(low_res.shape, generator=generator, device=low_res.device, dtype=low_res.dtype)
         low_res = augment_low_res(low_res, low_res_noise, low_res_blur, noise)
 
-        look = partial(
-            self.look,
-            diffusion=diffusion,
-            guidance=guidance,
-            class_labels=labels,
-            num_steps=len(scheduler.timesteps),
-            low_res=low_res,
+        timesteps = scheduler.timesteps.tolist()
+        if self.algorithm == "ddpm":
+            take_step = ddpm_steps(diffusion, guidance)
+        else:
+            take_step = ddim_steps(scheduler, diffusion, guidance, eta, generator)
+        sample, cost = self.denoise(
+            latents, take_step, diffusion, timesteps, guidance, labels, generator, on_step_end, low_res
         )
-        inputs = (self, latents, diffusion, look, guidance, generator, on_step_end)
-        sample = denoise_by_ddpm(*inputs) if self.algorithm == "ddpm" else denoise_by_ddim(*inputs, scheduler, eta)
-        return self.finish(sample, output_type, return_dict)
+        return self.finish(sample, output_type, return_dict, cost)
 
 
 def check_low_res_size(low_res_size: int | Sequence[int] | None, sample_size: int | Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from diffusers_cg.diffusion.bits_per_dimension import BitsPerDimension, bits_per_dimension
 from diffusers_cg.diffusion.conditioning_augmentation import augment_low_res, check_augmentation_level, gaussian_blur
+from diffusers_cg.diffusion.edm_heun_scheduler import EDMHeunScheduler
 from diffusers_cg.diffusion.gaussian_diffusion import (
     Gaussian,
     GaussianDiffusion,
@@ -37,6 +38,7 @@ __all__ = [
     "TRAINED_WITH",
     "BitsPerDimension",
     "Gaussian",
+    "EDMHeunScheduler",
     "GaussianDiffusion",
     "Generators",
     "LossSecondMomentSampler",

@@ -22,7 +22,13 @@ from diffusers import (
 )
 from diffusers.configuration_utils import ConfigMixin
 
-from diffusers_cg.diffusion.gaussian_diffusion import GaussianDiffusion, VarianceType, check_timesteps
+from diffusers_cg.diffusion.edm_heun_scheduler import noise_levels, timesteps_at
+from diffusers_cg.diffusion.gaussian_diffusion import (
+    GaussianDiffusion,
+    VarianceType,
+    check_timesteps,
+)
+from diffusers_cg.diffusion.sigma_space import IN_SIGMA, OfKeptVariance, sigmas_of
 from diffusers_cg.errors import InputError
 
 
@@ -126,17 +132,16 @@ def to_ddim_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
     """For Algorithm 2: a `DDIMScheduler` in place of a `DDPMScheduler` ("leading" spacing, as the paper's), else itself.
 
     Raises:
-        InputError: if the scheduler is none of [`SOLVERS`] and no subclass of one.
+        InputError: if the scheduler is none of [`SOLVERS`] or [`IN_SIGMA`] and no subclass of one.
     """
     if is_ancestral(scheduler):
         return _converted(scheduler, DDIMScheduler, timestep_spacing="leading")
     if isinstance(scheduler, DDIMParallelScheduler):
         return _converted(scheduler, DDIMScheduler)
-    if not isinstance(scheduler, SOLVERS):
+    if not isinstance(scheduler, SOLVERS + IN_SIGMA):
         raise InputError(
-            f"{type(scheduler).__name__} cannot step on guided noise (its samples do not keep variance, as noisy classifiers "
-            "and unets are trained for, or it draws noise of its own, or is for distilled networks): use "
-            f"{', '.join(solver.__name__ for solver in SOLVERS)}."
+            f"{type(scheduler).__name__} cannot step on guided noise (it draws noise of its own, or is for distilled networks or "
+            f"other processes): use {', '.join(each.__name__ for each in SOLVERS + IN_SIGMA)}."
         )
     return scheduler
 
@@ -156,7 +161,9 @@ def _converted(scheduler: SchedulerMixin, kind: type[SchedulerMixin], **options:
     return converted
 
 
-def scheduler_on_guided_noise(scheduler: SchedulerMixin, diffusion: GaussianDiffusion) -> SchedulerMixin:
+def scheduler_on_guided_noise(
+    scheduler: SchedulerMixin, diffusion: GaussianDiffusion
+) -> SchedulerMixin | OfKeptVariance:
     """`scheduler`, made to step on guided noise, whatever the network predicts, which must not be clipped once more.
 
     A stock `DDIMScheduler` assumes equal spacing. It is made to run on the respaced process instead, so it is exact for any
@@ -173,6 +180,8 @@ def scheduler_on_guided_noise(scheduler: SchedulerMixin, diffusion: GaussianDiff
         scheduler.register_to_config(num_train_timesteps=num_steps, timestep_spacing="leading", steps_offset=0)
         scheduler.alphas_cumprod = diffusion.alphas_cumprod  # float64: 1 - abar is small at the end
         scheduler.set_timesteps(num_steps)
+    if isinstance(scheduler, IN_SIGMA):
+        return OfKeptVariance(scheduler, sigmas_of(scheduler, diffusion))
     return scheduler
 
 
@@ -201,17 +210,21 @@ def check_trained_process(scheduler: SchedulerMixin, **models: ConfigMixin) -> N
 
 def resolve_timesteps(
     scheduler: SchedulerMixin, num_inference_steps: int | None, timesteps: Sequence[int] | None
-) -> list[int]:
+) -> list[int] | list[float]:
     """The timesteps to sample with: those given, or `num_inference_steps` as the scheduler spaces them.
 
-    They decrease; solvers that take several looks at a noise level, or more levels than there are timesteps (PNDM, Karras's
-    spacing), repeat some. Sets the scheduler's timesteps as a side effect.
+    They are whole but for schedulers in sigma space, and decrease; solvers that take several looks at a noise level, or more
+    levels than there are timesteps (PNDM, Karras's spacing), repeat some. Sets the scheduler's timesteps as a side effect.
 
     Raises:
         InputError: if there are too few or too many steps, or the timesteps given are not whole numbers, out of range
             or not decreasing.
     """
     num_train_timesteps = scheduler.config.num_train_timesteps
+    if timesteps is not None and isinstance(scheduler, IN_SIGMA):
+        raise InputError(
+            f"{type(scheduler).__name__} takes noise levels in place of `timesteps`: pass `num_inference_steps`."
+        )
     if timesteps is not None:
         timesteps = _whole_numbers(timesteps)
         check_timesteps(timesteps, num_train_timesteps)
@@ -233,6 +246,11 @@ def resolve_timesteps(
             f"with, got {num_inference_steps}."
         )
     number = int(num_inference_steps)
+    if isinstance(scheduler, IN_SIGMA):
+        _set_timesteps(scheduler, number)
+        process = GaussianDiffusion.from_scheduler(scheduler)
+        scheduler.timesteps = timesteps_at(sigmas_of(scheduler, process), noise_levels(process.alphas_cumprod)).float()
+        return scheduler.timesteps.tolist()
     paper = _paper_timesteps(scheduler, number)
     if paper is not None:
         scheduler.set_timesteps(number)

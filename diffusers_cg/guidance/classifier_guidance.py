@@ -1,5 +1,6 @@
-"""Classifier guidance: the gradient of log p(y | x_t) at x_t (section 4 of the paper)."""
+"""Classifier guidance: the gradient of log p(y | x_t) by a classifier of noisy images (section 4 of the paper)."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -8,7 +9,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance.guidance import Guidance, GuidedStep
+from diffusers_cg.guidance.guidance import Guidance, check_per_image, per_image
+from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
 
 
 class ClassifierGuidance(Guidance):
@@ -16,27 +18,110 @@ class ClassifierGuidance(Guidance):
 
     Args:
         classifier (`NoisyClassifierModel`): `(sample, timestep) -> .logits`, (B, num_classes). Not changed.
-        class_labels (`int`, sequence of `int` or `torch.Tensor`): y, one for all images or one per image (B,).
+        class_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): y, one for all images or one per image (B,);
+            those of the call otherwise.
         scale (`float` or one per image): s of the paper; 0 is off.
+        entropy_driven (`bool`): Whether each image's scale grows as the classifier gets sure of it, s ln C / H(p(y | x_t))
+            with H the entropy over its C classes (*Entropy-driven Sampling and Training Scheme for Conditional Diffusion
+            Generation*, Zheng et al., 2022).
+        at_mean (`bool`): Whether the gradient is that of log p(y | x_{t-1}) at the mean of x_{t-1}, as section 4.1 derives
+            Algorithm 1, in place of log p(y | x_t) at x_t, as the paper's code does.
     """
 
     def __init__(
         self,
         classifier: nn.Module,
-        class_labels: int | Sequence[int] | torch.Tensor,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
         scale: float | Sequence[float] | torch.Tensor = 1.0,
+        entropy_driven: bool = False,
+        at_mean: bool = False,
     ):
-        if class_labels is None:
-            raise InputError("`class_labels` are missing: a classifier guides to one per image.")
+        if not hasattr(classifier, "config"):
+            raise InputError(f"A classifier of noisy images is needed, as NoisyClassifierModel, got {classifier!r}.")
         self.classifier = classifier
-        self.class_labels = torch.as_tensor(class_labels).to(torch.int64).reshape(-1)
-        self.scale = torch.as_tensor(scale, dtype=torch.float32).reshape(-1, 1, 1, 1)
+        self.class_labels = label_tensor(class_labels)
+        self.scale = per_image("`scale`", scale)
+        self.entropy_driven = entropy_driven
+        self.at_mean = at_mean
+
+    def check(self, call: GuidedCall) -> None:
+        check_per_image("`scale`", self.scale, call)
+        check_reads(self.classifier, call.shape[1:])
+        check_labels(self.class_labels, call, self.classifier.config.num_classes)
 
     def __call__(self, step: GuidedStep) -> torch.Tensor:
-        device = step.sample.device
-        class_labels = self.class_labels.to(device).expand(len(step.sample))
-        gradient = classifier_gradient(self.classifier, step.sample, step.timestep, class_labels)
-        return self.scale.to(device) * gradient
+        sample, timestep, scale = step.sample, step.timestep, self.scale.to(step.sample)
+        if self.at_mean:
+            sample, timestep = step.mean, step.timestep_prev
+        gradient, logits = gradient_and_logits(
+            self.classifier, sample, timestep, labels_for(self.class_labels, step, len(sample))
+        )
+        step.cost.update(classifier=1, backward=1)
+        if self.entropy_driven:
+            log_probs = logits.log_softmax(dim=-1)
+            entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+            scale = scale * (math.log(logits.shape[-1]) / entropy).reshape(-1, 1, 1, 1)
+        return scale * gradient
+
+
+def check_reads(classifier: nn.Module, shape: Sequence[int]) -> None:
+    """Raises `InputError` where the classifier cannot read samples of `shape` (C, H, W)."""
+    config, (channels, *sides) = classifier.config, shape
+    own = [config.sample_size] * 2 if isinstance(config.sample_size, int) else list(config.sample_size)
+    if channels != config.in_channels:
+        raise InputError(f"The classifier reads {config.in_channels} channels, but the samples have {channels}.")
+    if sides == own:
+        return
+    if config.pool == "attention":
+        raise InputError(
+            f"The classifier pools by attention and reads images of {own} alone, not of {sides}: pass `classifier_scale=0`, or "
+            "use a classifier with another `pool`."
+        )
+    divisor = 2 ** (len(config.channel_multipliers) - 1)
+    if any(side % divisor for side in sides):
+        raise InputError(f"The classifier reads images whose sides are multiples of {divisor}, not of {sides}.")
+
+
+# -------------------------------------------------------------------------------------------------- labels of guidances
+
+
+def label_tensor(class_labels: int | Sequence[int] | torch.Tensor | None) -> torch.Tensor | None:
+    """Labels of a guidance's own, (1 or B,) int64; None for those of the call.
+
+    Raises:
+        InputError: if they are no whole numbers.
+    """
+    if class_labels is None:
+        return None
+    try:
+        labels = torch.as_tensor(class_labels).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"`class_labels` must be whole numbers, got {class_labels!r}.") from None
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or len(labels) == 0:
+        raise InputError(f"`class_labels` must be whole numbers, got {class_labels!r}.")
+    return labels.to(torch.int64)
+
+
+def check_labels(class_labels: torch.Tensor | None, call: GuidedCall, num_classes: int | None) -> None:
+    """Raises `InputError` unless there are labels, one or as many as images, each of a class that there is."""
+    labels = call.class_labels if class_labels is None else class_labels
+    if labels is None:
+        raise InputError("`class_labels` are missing: the guidance leads to one per image.")
+    if len(labels) not in (1, call.shape[0]):
+        raise InputError(
+            f"`class_labels` of a guidance must be one, or one for each of the {call.shape[0]} images, got {len(labels)}."
+        )
+    if num_classes is not None and not bool(((labels >= 0) & (labels < num_classes)).all()):
+        raise InputError(f"`class_labels` of a guidance must lie in 0..{num_classes - 1}, got {labels.tolist()}.")
+
+
+def labels_for(class_labels: torch.Tensor | None, step: GuidedStep, num_images: int) -> torch.Tensor:
+    """A guidance's own labels or else the call's, (num_images,): over and over where there are more images than labels."""
+    labels = (step.class_labels if class_labels is None else class_labels).to(step.sample.device)
+    return labels.repeat(num_images // len(labels))
+
+
+# ----------------------------------------------------------------------------------------------------------- gradients
 
 
 def classifier_gradient(
@@ -50,15 +135,21 @@ def classifier_gradient(
         timestep (`torch.Tensor`, `float` or `int`): One for all or one per image (B,).
         class_labels (`torch.Tensor`): y, (B,) int64.
     """
-    with torch.inference_mode(False), torch.enable_grad(), _evaluating(classifier):
+    return gradient_and_logits(classifier, sample, timestep, class_labels)[0]
+
+
+def gradient_and_logits(
+    classifier: Callable, sample: torch.Tensor, timestep: torch.Tensor | float | int, class_labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[`classifier_gradient`], and the logits that it is of, (B, number of classes) float32."""
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(classifier):
         # clones, since tensors made in inference mode cannot take part in a gradient
         sample, class_labels = sample.detach().float().clone().requires_grad_(True), class_labels.clone()
         timestep = timestep.clone() if isinstance(timestep, torch.Tensor) else timestep
         with keeping_weights(classifier):
-            logits = classifier(sample.to(classifier.dtype), timestep).logits
-        log_probs = logits.float().log_softmax(dim=-1)
-        selected = log_probs.gather(1, class_labels[:, None]).sum()
-        return torch.autograd.grad(selected, sample)[0]
+            logits = classifier(sample.to(classifier.dtype), timestep).logits.float()
+        selected = logits.log_softmax(dim=-1).gather(1, class_labels[:, None]).sum()
+        return torch.autograd.grad(selected, sample)[0], logits.detach()
 
 
 def keeping_weights(model: nn.Module) -> saved_tensors_hooks:
@@ -82,7 +173,7 @@ def keeping_weights(model: nn.Module) -> saved_tensors_hooks:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, with parameters that want no gradient (they cost memory and round differently), and back again."""
     training = [module for module in model.modules() if module.training]
     wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,112 +1,35 @@
-r"""What a guidance sees of a step of sampling, what it may change there, and how guidances compose.
+r"""What a guidance may change in a step of sampling, and how guidances compose.
 
-A guidance has three parts, any of which may be left out:
+A guidance has four parts, any of which may be left out:
 
 | part | given back | what it does to the step |
 | --- | --- | --- |
 | `guidance(step)` | s grad log p(y\|x_t) | shifts the mean by Sigma times it (Algorithm 1), the noise by -sqrt(1 - abar_t) times it (Algorithm 2) |
 | `guidance.mix(step)` | a noise | replaces the network's, as classifier-free guidance does |
 | `guidance.replace(step)` | a clean image | replaces the one that the network sees, as a mask does |
+| `guidance.shift(step)` | a distance | is added to x_{t-1} as it is, as training-free guidance does |
 
-First noises are mixed, then clean images replaced; what gives gradients sees the outcome. A plain function of a step is a
-guidance of the first part alone.
+First noises are mixed, then clean images replaced; what gives gradients and shifts sees the outcome. A plain function of a step
+is a guidance of the first part alone.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from copy import copy
-from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING
 
 import torch
 
 from diffusers_cg.errors import InputError
-
-
-if TYPE_CHECKING:
-    from diffusers_cg.diffusion import Prediction
-
-    Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Prediction]
-
-
-@dataclass(eq=False)
-class GuidedStep:
-    """A step of sampling, from x_t to x_{t-1}, as a guidance sees it. Nothing is computed unless asked for, nor twice.
-
-    Args:
-        sample (`torch.Tensor`): x_t, (B, C, H, W), float32.
-        timestep (`torch.Tensor`): t, 0-d.
-        class_labels (`torch.Tensor`, *optional*): (B,) int64, as the call was given them.
-        alpha_prod_t (`torch.Tensor`): abar_t, (1, 1, 1, 1), float32.
-        predict (callable): The network, `(sample, timestep, class_labels) -> Prediction`: to be asked about other samples,
-            times (fractional ones, too) and labels, with a graph where gradients are on.
-        look (callable): What the sampler goes by, `sample -> Prediction`: `predict` as guidances change it.
-        index, num_steps (`int`): Which step of how many.
-    """
-
-    sample: torch.Tensor
-    timestep: torch.Tensor
-    class_labels: torch.Tensor | None
-    alpha_prod_t: torch.Tensor
-    predict: "Predict"
-    look: "Callable[[torch.Tensor], Prediction]"
-    index: int = 0
-    num_steps: int = 1
-
-    @cached_property
-    def prediction(self) -> "Prediction":
-        """What the network sees in the sample, each field (B, C, H, W) or broadcasting to it, float32, without a graph."""
-        with torch.no_grad():
-            return self.look(self.sample)
-
-    @property
-    def noise(self) -> torch.Tensor:
-        """eps, the noise that the network sees in the sample, (B, C, H, W)."""
-        return self.prediction.noise
-
-    @property
-    def pred_original_sample(self) -> torch.Tensor:
-        """The clean image x_0 that the network sees in the sample, about [-1, 1], (B, C, H, W)."""
-        return self.prediction.pred_original_sample
-
-    @property
-    def variance(self) -> torch.Tensor:
-        """Sigma_t, (B, C, H, W) or broadcasting to it."""
-        return self.prediction.variance
-
-    @property
-    def sigma(self) -> float:
-        """The noise level sqrt((1 - abar_t) / abar_t): the standard deviation of noise on an image of unit scale."""
-        abar = self.alpha_prod_t.item()
-        return math.sqrt((1 - abar) / abar)
-
-    def differentiable(self) -> "GuidedStep":
-        """This step with a graph that leads from its prediction back to its sample, a leaf.
-
-        Asked for before anything else, it costs that graph and no second pass through the network.
-        """
-        with torch.enable_grad():
-            sample = self.sample.detach().clone().requires_grad_(True)
-            prediction = self.look(sample)
-        if "prediction" not in vars(self):
-            self.prediction = type(prediction)(*(value.detach() for value in vars(prediction).values()))
-        return self.seeing(sample, prediction)
-
-    def seeing(self, sample: torch.Tensor, prediction: "Prediction") -> "GuidedStep":
-        """This step at another sample, and with what is seen in it."""
-        step = copy(self)
-        step.sample, step.prediction = sample, prediction
-        return step
+from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
 
 
 class Guidance:
     """Base of guidances: a subclass overrides what it does, the rest leaves the step as it is.
 
-    Guidances add (`a + b`): gradients and shifts of the noise add up, clean images are replaced one after the other. They
-    weigh (`0.5 * a`: half as far), and can be [`confined`] to a part of the steps.
+    Guidances add (`a + b`): gradients and shifts add up, clean images are replaced one after the other. They weigh (`0.5 * a`:
+    half as far), can be [`confined`] to a part of the steps, [`clamped`], and kept from stopping a call ([`finite`]).
     """
 
     def __call__(self, step: GuidedStep) -> torch.Tensor | float:
@@ -120,6 +43,22 @@ class Guidance:
     def replace(self, step: GuidedStep) -> torch.Tensor:
         """The clean image to go by in place of `step.pred_original_sample`, (B, C, H, W) float32."""
         return step.pred_original_sample
+
+    def shift(self, step: GuidedStep) -> torch.Tensor | float:
+        """What is added to x_{t-1}, (B, C, H, W) float32."""
+        return 0.0
+
+    def recurrences(self, step: GuidedStep) -> int:
+        """How often the step is taken, with its noise added back in between."""
+        return 1
+
+    def check(self, call: GuidedCall) -> None:
+        """Raises `InputError` where this guidance cannot guide the call; nothing has been computed by then."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return type(self).__name__
 
     def confined(
         self, start: float = 0.0, stop: float = 1.0, sigmas: tuple[float, float] = (0.0, math.inf), every: int = 1
@@ -137,13 +76,21 @@ class Guidance:
         """
         return Confined(self, start, stop, sigmas, every)
 
+    def clamped(self, max_norm: float) -> "Guidance":
+        """This guidance, no part of which goes farther than `max_norm` in an image (the Euclidean norm over its pixels)."""
+        return Clamped(self, max_norm)
+
+    def finite(self) -> "Guidance":
+        """This guidance without what is not finite: such an image goes a step unguided, where the call would stop."""
+        return Finite(self)
+
     def __add__(self, other: "Guidance | GuidanceFunction") -> "Guidance":
         return GuidanceSum([self, other])
 
     def __radd__(self, other: "Guidance | GuidanceFunction") -> "Guidance":
         return GuidanceSum([other, self])
 
-    def __mul__(self, weight: float) -> "Guidance":
+    def __mul__(self, weight: "float | Sequence[float] | torch.Tensor") -> "Guidance":
         return Weighted(self, weight)
 
     __rmul__ = __mul__
@@ -174,6 +121,10 @@ class GradientFunction(Guidance):
             )
         return gradient
 
+    @property
+    def name(self) -> str:
+        return getattr(self.function, "__name__", type(self.function).__name__)
+
 
 class GuidanceSum(Guidance):
     """Several guidances at once; of none, nothing changes.
@@ -187,15 +138,8 @@ class GuidanceSum(Guidance):
 
     def __call__(self, step: GuidedStep) -> torch.Tensor | float:
         with torch.enable_grad():
-            gradients = [guidance(step) for guidance in self.guidances]
-        gradients = [each.detach().float() if isinstance(each, torch.Tensor) else each for each in gradients]
-        gradient = reduce(add, gradients) if gradients else 0.0
-        if isinstance(gradient, torch.Tensor) and not bool(gradient.isfinite().all()):
-            raise InputError(
-                f"The gradient of the guidance is not finite at step {step.index + 1} of {step.num_steps}, timestep "
-                f"{step.timestep.item():g}: try a lower scale, or a wider dtype for the network that it comes from."
-            )
-        return gradient
+            gradients = [checked(guidance(step), guidance, step) for guidance in self.guidances]
+        return reduce(add, gradients) if gradients else 0.0
 
     def mix(self, step: GuidedStep) -> torch.Tensor:
         mixed = [guidance.mix(step) for guidance in self.guidances]
@@ -209,32 +153,77 @@ class GuidanceSum(Guidance):
                 step = step.seeing(step.sample, dataclasses.replace(step.prediction, pred_original_sample=replaced))
         return step.pred_original_sample
 
+    def shift(self, step: GuidedStep) -> torch.Tensor | float:
+        with torch.enable_grad():
+            shifts = [checked(guidance.shift(step), guidance, step) for guidance in self.guidances]
+        return reduce(add, shifts) if shifts else 0.0
 
-class Weighted(Guidance):
-    """A guidance that goes `weight` times as far.
+    def recurrences(self, step: GuidedStep) -> int:
+        return max([1, *(guidance.recurrences(step) for guidance in self.guidances)])
 
-    Args:
-        guidance (`Guidance`).
-        weight (`float`).
+    def check(self, call: GuidedCall) -> None:
+        for guidance in self.guidances:
+            guidance.check(call)
+
+    @property
+    def name(self) -> str:
+        return " + ".join(guidance.name for guidance in self.guidances)
+
+
+def checked(gradient: torch.Tensor | float, guidance: Guidance, step: GuidedStep) -> torch.Tensor | float:
+    """The gradient in float32, without a graph.
+
+    Raises:
+        InputError: if it is not finite.
     """
+    if not isinstance(gradient, torch.Tensor):
+        return gradient
+    if not bool(gradient.isfinite().all()):
+        raise InputError(
+            f"The gradient of {guidance.name} is not finite at step {step.index + 1} of {step.num_steps}, timestep "
+            f"{step.timestep.item():g}: try a lower scale, a wider dtype for the network that it comes from, or the guidance's "
+            "finite(), which skips what is not."
+        )
+    return gradient.detach().float()
 
-    def __init__(self, guidance: Guidance, weight: float):
+
+# ---------------------------------------------------------------------------------------------- guidances of guidances
+
+
+class Changed(Guidance):
+    """A guidance whose four parts are all changed alike: a subclass overrides [`change`]."""
+
+    def __init__(self, guidance: Guidance):
         self.guidance = guidance
-        self.weight = weight
+
+    def change(self, part: Callable, step: GuidedStep, unchanged: torch.Tensor | float) -> torch.Tensor | float:
+        """What stands for `part(step)`; a guidance that does nothing would give `unchanged`."""
+        raise NotImplementedError
 
     def __call__(self, step: GuidedStep) -> torch.Tensor | float:
-        return self.weight * self.guidance(step)
+        return self.change(self.guidance, step, 0.0)
 
     def mix(self, step: GuidedStep) -> torch.Tensor:
-        mixed = self.guidance.mix(step)
-        return mixed if mixed is step.noise else step.noise + self.weight * (mixed - step.noise)
+        return self.change(self.guidance.mix, step, step.noise)
 
     def replace(self, step: GuidedStep) -> torch.Tensor:
-        replaced, seen = self.guidance.replace(step), step.pred_original_sample
-        return replaced if replaced is seen else seen + self.weight * (replaced - seen)
+        return self.change(self.guidance.replace, step, step.pred_original_sample)
+
+    def shift(self, step: GuidedStep) -> torch.Tensor | float:
+        return self.change(self.guidance.shift, step, 0.0)
+
+    def recurrences(self, step: GuidedStep) -> int:
+        return self.guidance.recurrences(step)
+
+    def check(self, call: GuidedCall) -> None:
+        self.guidance.check(call)
+
+    @property
+    def name(self) -> str:
+        return self.guidance.name
 
 
-class Confined(Guidance):
+class Confined(Changed):
     """A guidance in a part of the steps; see [`Guidance.confined`]."""
 
     def __init__(self, guidance: Guidance, start: float, stop: float, sigmas: tuple[float, float], every: int):
@@ -243,7 +232,7 @@ class Confined(Guidance):
                 "A guidance is confined to 0 <= start < stop <= 1 and to rising noise levels, each step or every k-th, got "
                 f"start={start}, stop={stop}, sigmas={sigmas}, every={every}."
             )
-        self.guidance = guidance
+        super().__init__(guidance)
         self.start, self.stop = start, stop
         self.sigmas = sigmas
         self.every = every
@@ -255,11 +244,83 @@ class Confined(Guidance):
             and step.index % self.every == 0
         )
 
-    def __call__(self, step: GuidedStep) -> torch.Tensor | float:
-        return self.guidance(step) if self.is_active(step) else 0.0
+    def change(self, part: Callable, step: GuidedStep, unchanged: torch.Tensor | float) -> torch.Tensor | float:
+        return part(step) if self.is_active(step) else unchanged
 
-    def mix(self, step: GuidedStep) -> torch.Tensor:
-        return self.guidance.mix(step) if self.is_active(step) else step.noise
+    def recurrences(self, step: GuidedStep) -> int:
+        return self.guidance.recurrences(step) if self.is_active(step) else 1
 
-    def replace(self, step: GuidedStep) -> torch.Tensor:
-        return self.guidance.replace(step) if self.is_active(step) else step.pred_original_sample
+
+class Weighted(Changed):
+    """A guidance that goes `weight` times as far.
+
+    Args:
+        guidance (`Guidance`).
+        weight (`float` or one per image).
+    """
+
+    def __init__(self, guidance: Guidance, weight: float | Sequence[float] | torch.Tensor):
+        super().__init__(guidance)
+        self.weight = per_image("A guidance's weight", weight)
+
+    def change(self, part: Callable, step: GuidedStep, unchanged: torch.Tensor | float) -> torch.Tensor | float:
+        changed = part(step)
+        if changed is unchanged or not isinstance(changed, torch.Tensor):
+            return changed
+        return unchanged + self.weight.to(changed) * (changed - unchanged)
+
+    def check(self, call: GuidedCall) -> None:
+        check_per_image("A guidance's weight", self.weight, call)
+        super().check(call)
+
+
+class Clamped(Changed):
+    """A guidance that goes no farther than `max_norm` in an image; see [`Guidance.clamped`]."""
+
+    def __init__(self, guidance: Guidance, max_norm: float):
+        if not max_norm > 0:
+            raise InputError(f"`max_norm` must be above 0, got {max_norm!r}.")
+        super().__init__(guidance)
+        self.max_norm = max_norm
+
+    def change(self, part: Callable, step: GuidedStep, unchanged: torch.Tensor | float) -> torch.Tensor | float:
+        changed = part(step)
+        if changed is unchanged or not isinstance(changed, torch.Tensor):
+            return changed
+        distance = changed - unchanged
+        norm = distance.flatten(1).norm(dim=1).clamp(min=self.max_norm).reshape(-1, 1, 1, 1)
+        return unchanged + distance * (self.max_norm / norm)
+
+
+class Finite(Changed):
+    """A guidance without the images in which it is not finite; see [`Guidance.finite`]."""
+
+    def change(self, part: Callable, step: GuidedStep, unchanged: torch.Tensor | float) -> torch.Tensor | float:
+        changed = part(step)
+        if changed is unchanged or not isinstance(changed, torch.Tensor):
+            return changed
+        is_finite = changed.flatten(1).isfinite().all(dim=1).reshape(-1, 1, 1, 1)
+        return torch.where(is_finite, changed, unchanged)
+
+
+def per_image(name: str, numbers: float | Sequence[float] | torch.Tensor) -> torch.Tensor:
+    """One number for all images or one for each, float32, broadcasting over samples: (1 or B, 1, 1, 1).
+
+    Raises:
+        InputError: if they are no finite numbers.
+    """
+    try:
+        values = torch.as_tensor(numbers, dtype=torch.float32).reshape(-1, 1, 1, 1)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} must be a number or one per image, got {numbers!r}.") from None
+    if len(values) == 0 or not bool(values.isfinite().all()):
+        raise InputError(f"{name} must be a finite number or one per image, got {numbers!r}.")
+    return values
+
+
+def check_per_image(name: str, numbers: torch.Tensor, call: GuidedCall) -> None:
+    """Raises `InputError` unless the numbers are one or as many as the call's images."""
+    if len(numbers) not in (1, call.shape[0]):
+        raise InputError(
+            f"{name} must be one number, or one for each of the {call.shape[0]} images, got {len(numbers)}."
+        )

@@ -64,7 +64,7 @@ def test_the_classifier_is_left_as_it_was():
     assert torch.equal(gradient, classifier_gradient(classifier.eval(), SAMPLE, TIMESTEPS, LABELS))
     classifier.train()
     classifier.head.eval()
-    step = GuidedStep(SAMPLE, torch.tensor(10), None, torch.tensor(0.5), None, None)
+    step = GuidedStep(SAMPLE, 0, torch.tensor([10]), None, None, None, None)
     ClassifierGuidance(classifier, LABELS, scale=2.0)(step)
     assert [module.training for module in classifier.modules()] == modes
     assert [parameter.requires_grad for parameter in classifier.parameters()] == wanting
@@ -74,7 +74,7 @@ def test_the_classifier_is_left_as_it_was():
 @pytest.mark.parametrize("scale", [2.0, [0.0, 1.0, 2.0, 3.0]], ids=["one", "per image"])
 def test_labels_and_scale_belong_to_the_guidance(scale):
     classifier = tiny.classifier()
-    step = GuidedStep(SAMPLE, torch.tensor(10), None, torch.tensor(0.5), None, None)
+    step = GuidedStep(SAMPLE, 0, torch.tensor([10]), None, None, None, None)
     expected = torch.tensor(scale).reshape(-1, 1, 1, 1) * classifier_gradient(classifier, SAMPLE, 10, LABELS)
     for labels in (LABELS, LABELS.tolist()):
         assert torch.equal(ClassifierGuidance(classifier, labels, scale)(step), expected)

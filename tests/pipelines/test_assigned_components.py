@@ -10,8 +10,8 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
     UNet2DModel,
 )
 from tiny import seeded
@@ -46,7 +46,7 @@ def test_an_assigned_scheduler_is_as_good_as_one_given_to_the_constructor(kind, 
 @BOTH
 def test_an_assigned_scheduler_of_another_family_is_refused_by_name(kind):
     pipe = tiny.pipeline(kind)
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler() if kind is DDPM else EulerDiscreteScheduler()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler() if kind is DDPM else LCMScheduler()
     tiny.check_refused(pipe, {"class_labels": [0, 3]}, InputError, type(pipe.scheduler).__name__)
 
 

@@ -12,8 +12,8 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
     UnCLIPScheduler,
     UNet2DModel,
     UniPCMultistepScheduler,
@@ -694,7 +694,7 @@ def test_unet_and_classifier_that_do_not_fit(kind, of_unet, of_classifier, said)
 @pytest.mark.parametrize(
     "kind, scheduler, said",
     [
-        (DDIM, EulerDiscreteScheduler(), "EulerDiscreteScheduler .*use DDIMScheduler"),
+        (DDIM, LCMScheduler(), "LCMScheduler .*use DDIMScheduler"),
         (DDIM, FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler"),
         (DDPM, FlowMatchEulerDiscreteScheduler(), "A scheduler with betas is needed"),
         (DDPM, DDPMScheduler(prediction_type="flow_prediction"), "`prediction_type` must be one of"),

@@ -10,7 +10,7 @@ from tiny import seeded
 
 from diffusers_cg import ClassifierGuidance, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance import Guidance
+from diffusers_cg.guidance import Guidance, classifier_gradient
 
 
 DDPM, DDIM = ClassifierGuidedDDPMPipeline, ClassifierGuidedDDIMPipeline
@@ -243,6 +243,117 @@ def test_guidances_add_and_weigh(pipes, kind):
 
 
 @BOTH
+def test_weights_and_scales_of_each_image(pipes, kind):
+    pipe = pipes[kind]
+    once, off = draw(pipe, gradient), draw(pipe)
+    weights = torch.tensor([1.0, 0.0])
+    for guided in (
+        draw(pipe, lambda step: gradient(step) * weights.reshape(2, 1, 1, 1)),
+        draw(pipe, Shifted() + weights * Slope()),
+    ):
+        assert torch.allclose(guided[0], once[0], atol=1e-5) and torch.allclose(guided[1], off[1], atol=1e-5)
+    classifier = ClassifierGuidance(pipe.classifier, scale=[3.0, 0.0])
+    assert torch.allclose(draw(pipe, classifier)[0], draw(pipe, classifier_scale=3.0)[0], atol=1e-5)
+    assert torch.allclose(draw(pipe, classifier)[1], off[1], atol=1e-5)
+
+
+class Slope(Guidance):
+    """[`gradient`] as a class."""
+
+    def __call__(self, step):
+        return gradient(step)
+
+
+@BOTH
+def test_a_clamped_guidance_goes_no_farther(pipes, kind):
+    """Its gradient is as long as `max_norm` in each image at most, and as it is where it is shorter."""
+    pipe, norms = pipes[kind], (0.5 * GRADIENT).flatten(1).norm(dim=1)
+    assert torch.allclose(draw(pipe, Slope().clamped(1.01 * norms.max().item())), draw(pipe, gradient), atol=1e-5)
+    shortened = draw(pipe, Slope().clamped(1.5))
+    expected = draw(pipe, lambda step: 1.5 * gradient(step) / norms.reshape(2, 1, 1, 1))
+    assert torch.allclose(shortened, expected, atol=1e-5)
+    noise = Shifted(noise=GRADIENT)
+    longest = GRADIENT.flatten(1).norm(dim=1).reshape(2, 1, 1, 1)
+    assert torch.allclose(
+        draw(pipe, noise.clamped(2.0)), draw(pipe, Shifted(noise=2.0 * GRADIENT / longest)), atol=1e-5
+    )
+
+
+class Moved(Guidance):
+    """Adds to every x_{t-1}."""
+
+    def shift(self, step):
+        return 0.1 * GRADIENT
+
+
+@BOTH
+def test_a_shift_is_added_to_the_sample(pipes, kind):
+    pipe = pipes[kind]
+
+    def shifted(pipe, index, timestep, tensors):
+        return {"latents": tensors["latents"] + 0.1 * GRADIENT}
+
+    assert torch.equal(draw(pipe, Moved()), draw(pipe, callback_on_step_end=shifted))
+    assert torch.allclose(draw(pipe, 0.5 * Moved() + 0.5 * Moved()), draw(pipe, Moved()), atol=1e-5)
+    assert torch.equal(draw(pipe, Moved().confined(sigmas=(1e6, 1e7))), draw(pipe))
+
+
+class Twice(Guidance):
+    def recurrences(self, step):
+        return 2
+
+
+def test_a_step_may_be_taken_again(pipes):
+    """From a sample with its noise added back, drawn by the call's generator."""
+    pipe, generator = pipes[DDIM], seeded()
+    sample = LATENTS
+    abars = [DDPMScheduler().alphas_cumprod[t] for t in TIMESTEPS]
+    for index, t in enumerate(TIMESTEPS):
+        last = index == len(TIMESTEPS) - 1
+        abar_prev = torch.tensor(1.0) if last else abars[index + 1]
+        for again in (True, False):
+            with torch.no_grad():
+                prediction = pipe.predict(sample, t, LABELS)
+            original = prediction.pred_original_sample
+            noise = (sample - abars[index].sqrt() * original) / (1 - abars[index]).sqrt()
+            sample = abar_prev.sqrt() * original + (1 - abar_prev).sqrt() * noise
+            if again:
+                alpha = abars[index] / abar_prev
+                sample = alpha.sqrt() * sample + (1 - alpha).sqrt() * torch.randn(sample.shape, generator=generator)
+    assert torch.allclose(draw(pipe, Twice()), sample, atol=1e-4)
+    assert torch.equal(draw(pipe, Twice().confined(sigmas=(1e6, 1e7))), draw(pipe))
+
+
+@BOTH
+def test_the_output_says_what_it_took(pipes, kind):
+    pipe = pipes[kind]
+    options = {"timesteps": TIMESTEPS, "generator": seeded(), "output_type": "latent"}
+    assert pipe(LABELS, classifier_scale=0, **options).evaluations == {"unet": 3, "classifier": 0, "backward": 0}
+    assert pipe(LABELS, classifier_scale=1, **options).evaluations == {"unet": 3, "classifier": 3, "backward": 3}
+    every_second = ClassifierGuidance(pipe.classifier).confined(every=2) + Twice()
+    taken = pipe(LABELS, guidance=every_second, **options).evaluations
+    assert taken == {"unet": 6, "classifier": 4, "backward": 4}
+    assert isinstance(pipe(LABELS, classifier_scale=0, return_dict=False, **options), tuple)
+
+
+@BOTH
+def test_the_gradient_at_the_mean_is_of_where_the_step_leads(pipes, kind):
+    """log p(y | x_{t-1}) at the posterior's mean; at the last step, of a clean image, at timestep 0."""
+    pipe = pipes[kind]
+    steps = first_steps(pipe, gradient)
+    for step, to in zip(steps, [500, 40, 0]):
+        abars = torch.cat([torch.ones(1), DDPMScheduler().alphas_cumprod])
+        abar, before = abars[int(step.timestep) + 1], abars[to + 1] if step is not steps[-1] else torch.tensor(1.0)
+        mean = (
+            before.sqrt() * (1 - abar / before) * step.pred_original_sample
+            + (abar / before).sqrt() * (1 - before) * step.sample
+        ) / (1 - abar)
+        assert torch.allclose(step.mean, mean, atol=1e-5)
+        expected = 2.0 * classifier_gradient(pipe.classifier, mean, to, LABELS)
+        assert torch.allclose(ClassifierGuidance(pipe.classifier, scale=2.0, at_mean=True)(step), expected, atol=1e-4)
+
+
+@BOTH
 def test_confined_guidance_costs_nothing_outside(kind):
     pipe = tiny.pipeline(kind, conditional=True)
     passes = tiny.count_forward_passes(pipe.classifier)
@@ -308,16 +419,76 @@ def test_a_scale_beside_a_guidance_needs_a_classifier(kind):
     tiny.check_refused(pipe, changed, InputError, "has no classifier")
 
 
-def test_a_classifier_guides_to_labels():
-    with pytest.raises(InputError, match="`class_labels` are missing"):
-        ClassifierGuidance(tiny.classifier(), None)
+def test_a_classifier_guides_to_labels_of_the_call_or_its_own():
+    pipe = tiny.pipeline(DDIM)
+    call = {"class_labels": None, "batch_size": 2, "guidance": ClassifierGuidance(pipe.classifier)}
+    tiny.check_refused(pipe, call, InputError, "`class_labels` are missing")
+    of_call = draw(pipe, ClassifierGuidance(pipe.classifier))
+    assert torch.equal(of_call, draw(pipe, ClassifierGuidance(pipe.classifier, LABELS)))
+    assert not torch.allclose(of_call, draw(pipe, ClassifierGuidance(pipe.classifier, 2)), atol=1e-3)
+
+
+class NotFinite(Guidance):
+    """From the second step on: in its gradient, in what it adds to the sample, or in both."""
+
+    def __init__(self, value, gradient=0.0, shift=0.0):
+        self.value, self.gradient, self.moved = value, gradient, shift
+
+    def of_step(self, step, factor):
+        value = GRADIENT.clone()
+        if step.index > 0:
+            value[1, 0, 0, 0] = self.value
+        return factor * value if factor else 0.0
+
+    def __call__(self, step):
+        return self.of_step(step, self.gradient)
+
+    def shift(self, step):
+        return self.of_step(step, self.moved)
 
 
 @BOTH
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_stops_the_call(pipes, kind, value):
-    def guidance(step):
-        return GRADIENT if step.index == 0 else torch.full_like(GRADIENT, value)
+def test_a_gradient_that_is_not_finite_stops_the_call_or_is_skipped(pipes, kind, value):
+    """With step and guidance named; or the image goes on unguided in that step."""
+    pipe = pipes[kind]
+    for wrong in (NotFinite(value, gradient=0.5), NotFinite(value, shift=0.1)):
+        with pytest.raises(InputError, match="gradient of NotFinite is not finite at step 2 of 3, timestep 500"):
+            draw(pipe, gradient + (2 * wrong).confined())
+        skipped = draw(pipe, wrong.finite())
+        assert skipped.isfinite().all()
+        finite = NotFinite(GRADIENT[1, 0, 0, 0], gradient=wrong.gradient, shift=wrong.moved)
+        assert torch.equal(skipped[0], draw(pipe, finite)[0]), "the other image is guided at every step"
+        assert torch.equal(skipped[1], draw(pipe, finite.confined(stop=0.3))[1])
 
-    with pytest.raises(InputError, match="not finite at step 2 of 3, timestep 500"):
-        draw(pipes[kind], guidance)
+    def own_function(step):
+        return torch.full_like(GRADIENT, value)
+
+    with pytest.raises(InputError, match="own_function is not finite at step 1 of 3"):
+        draw(pipe, own_function)
+
+
+@BOTH
+def test_a_classifier_that_does_not_fit_is_said_at_the_call(kind):
+    """By channels, classes and size, as of the pipeline's own."""
+    pipe = tiny.pipeline(kind, conditional=True)
+    for changed, said in [
+        ({"in_channels": 1}, "reads 1 channels"),
+        ({"num_classes": 3}, r"0\.\.2"),
+        ({"sample_size": 16, "attention_resolutions": (8,)}, "reads images of"),
+        ({"channel_multipliers": (1, 1, 1, 1, 1), "sample_size": 16, "pool": "adaptive"}, "multiples of 16"),
+    ]:
+        guidance = ClassifierGuidance(tiny.fresh_classifier(**changed))
+        call = {"class_labels": LABELS, "num_inference_steps": 2, "guidance": 2.0 * guidance.confined()}
+        tiny.check_refused(pipe, call, InputError, said)
+    for weight in ([1.0, 2.0, 3.0], [1.0] * 5):
+        call = {
+            "class_labels": LABELS,
+            "num_inference_steps": 2,
+            "guidance": weight * ClassifierGuidance(pipe.classifier),
+        }
+        tiny.check_refused(pipe, call, InputError, "weight must be one number")
+    with pytest.raises(InputError, match="A classifier of noisy images is needed"):
+        ClassifierGuidance(None)
+    with pytest.raises(InputError, match="`max_norm` must be above 0"):
+        ClassifierGuidance(pipe.classifier).clamped(0)

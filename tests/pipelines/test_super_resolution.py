@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, LCMScheduler, UNet2DModel
 from PIL import Image
 from processes import run_function
 from tiny import seeded
@@ -353,7 +353,7 @@ def test_classifier_that_does_not_fit(changed, said):
 @pytest.mark.parametrize(
     ("scheduler", "said"),
     [
-        (EulerDiscreteScheduler(), "EulerDiscreteScheduler .*use DDIMScheduler"),
+        (LCMScheduler(), "LCMScheduler .*use DDIMScheduler"),
         (DDPMScheduler(prediction_type="flow_prediction"), "`prediction_type` must be one of"),
         (DDPMScheduler(variance_type="learned_range"), "expects a learned variance, but the unet has as many output"),
     ],
