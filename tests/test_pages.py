@@ -74,7 +74,9 @@ def named_networks(tmp_path, monkeypatch):
     scheduler = tiny.pipeline(ClassifierGuidedDDPMPipeline).scheduler
     classifier = tiny.classifier(num_classes=300, sample_size=16, attention_resolutions=(8,))
     ClassifierGuidedDDPMPipeline(unet, scheduler, classifier).save_pretrained("adm-256")
-    ClassifierGuidedDDPMPipeline(tiny.unet(channel_multipliers=(1, 1), **classes), scheduler).save_pretrained("adm-256-weak")
+    ClassifierGuidedDDPMPipeline(tiny.unet(channel_multipliers=(1, 1), **classes), scheduler).save_pretrained(
+        "adm-256-weak"
+    )
 
     name = "microsoft/resnet-50"
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=300)
