@@ -99,6 +99,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         super().__init__()
         self.check_unet(unet)
         scheduler = self.convert_scheduler(scheduler, unet)
+        scheduler.register_to_config(_use_default_values=[])  # which `from_config` of another kind would not take over
         check_components(unet, scheduler, classifier)
         GaussianDiffusion.from_scheduler(scheduler)  # says what it does not cover
         self.register_modules(unet=unet, scheduler=scheduler, classifier=classifier)

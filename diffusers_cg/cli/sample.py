@@ -5,15 +5,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from diffusers_cg_cli.shared import DrawSettings, Scale
+from diffusers_cg_cli.shared import DrawSettings, Scale, SteeredSettings, open_steering
 
 
-class SampleSettings(DrawSettings):
+class SampleSettings(SteeredSettings, DrawSettings):
     """Draws images into a folder per class, or into samples.npz, and a grid of some of them into grid.png.
 
     Stopped and started again it goes on. With `accelerate launch -m diffusers_cg sample ...` several processes share the
     work. With --upsampler the first pipeline draws all images at its low resolution, and then the second one upsamples
-    them: one of the two is in memory at a time.
+    them: one of the two is in memory at a time. --scheduler is that of both. sampling.json holds what the images follow from,
+    and what one of them cost.
     """
 
     output: Path
@@ -22,8 +23,8 @@ class SampleSettings(DrawSettings):
     num_samples: PositiveInt = 16
     """Images in all."""
 
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
-    """Algorithm 1 or 2 of the paper, in both stages."""
+    sampler: Literal["ddpm", "ddim"] | None = None
+    """Algorithm 1 (ddpm, the default) or 2 of the paper, in both stages; ddim goes with most of --scheduler."""
 
     num_inference_steps: PositiveInt | None = None
     """Steps of the first stage; saved with it by default."""
@@ -32,7 +33,7 @@ class SampleSettings(DrawSettings):
     """Its timesteps, decreasing, in place of a number of steps."""
 
     classifier_scale: Scale | None = None
-    """Its scale of guidance, 0 for none; saved by default."""
+    """Its scale of the classifier's guidance, 0 for none; saved by default, 0 beside --guidance."""
 
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
     """Noise of DDIM's steps, 0 (default) to 1, in both stages."""
@@ -45,6 +46,9 @@ class SampleSettings(DrawSettings):
 
     upsampler_classifier_scale: Scale | None = None
     """Scale of guidance of the upsampler."""
+
+    upsampler_guidance: Path | None = None
+    """YAML file of guidances of the upsampler, as --guidance."""
 
     low_res_noise: Scale | None = None
     """Noise on what the upsampler gets; see its training."""
@@ -60,24 +64,39 @@ class SampleSettings(DrawSettings):
 
     @model_validator(mode="after")
     def _check_upsampler(self) -> "SampleSettings":
-        steps_and_scale = (self.upsampler_num_inference_steps, self.upsampler_classifier_scale)
+        guided = (self.upsampler_num_inference_steps, self.upsampler_classifier_scale, self.upsampler_guidance)
         if self.upsampler is None and any(
-            value is not None for value in (*steps_and_scale, self.low_res_noise, self.low_res_blur)
+            value is not None for value in (*guided, self.low_res_noise, self.low_res_blur)
         ):
             raise ValueError("Flags of the upsampler need one: pass --upsampler, or leave them out")
         return self
 
 
 def run(settings: SampleSettings) -> None:
-    from diffusers_cg.generation import SavedPipeline, generate_to_folder, start_processes
+    from diffusers_cg.generation import (
+        GuidanceFile,
+        SampleFolder,
+        SavedPipeline,
+        cost_in_words,
+        generate_to_folder,
+        start_processes,
+    )
     from diffusers_cg.models import DTYPES
 
-    common = {"algorithm": settings.sampler, "dtype": DTYPES[settings.dtype], "eta": settings.eta}
+    scheduler, guidance = open_steering(settings)
+    algorithm = settings.sampler or ("ddpm" if scheduler is None else scheduler.algorithm)
+    common = {
+        "algorithm": algorithm,
+        "scheduler": scheduler,
+        "dtype": DTYPES[settings.dtype],
+        "eta": settings.eta,
+    }
     base = SavedPipeline(
         settings.model,
         num_inference_steps=settings.num_inference_steps,
         classifier_scale=settings.classifier_scale,
         timesteps=settings.timesteps,
+        guidance=guidance,
         **common,
     )
     upsampler = None
@@ -88,6 +107,7 @@ def run(settings: SampleSettings) -> None:
             classifier_scale=settings.upsampler_classifier_scale,
             low_res_noise=settings.low_res_noise,
             low_res_blur=settings.low_res_blur,
+            guidance=None if settings.upsampler_guidance is None else GuidanceFile(settings.upsampler_guidance),
             **common,
         )
     generate_to_folder(
@@ -103,4 +123,6 @@ def run(settings: SampleSettings) -> None:
         npz=settings.npz,
         device=settings.device,
     )
-    start_processes().print(f"Saved {settings.output}.")
+    start_processes().print(
+        f"{cost_in_words(SampleFolder(settings.output).evaluations)}\nSaved {settings.output}.".lstrip()
+    )

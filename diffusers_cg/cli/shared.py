@@ -1,10 +1,15 @@
 """Flags that several commands have."""
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from diffusers_cg_cli.settings import Settings
+
+
+if TYPE_CHECKING:
+    from diffusers_cg.generation import GuidanceFile, SchedulerChoice
 
 
 Dtype = Literal["fp32", "fp16", "bf16"]
@@ -60,6 +65,16 @@ class BatchSettings(ModelSettings):
     """Images at once; changes none of them."""
 
 
+class SteeredSettings(ModelSettings):
+    scheduler: Annotated[list[str], Field(min_length=1)] | None = None
+    """Class of diffusers, or EDMHeunScheduler, whose steps are taken on guided noise, then its options: EDMHeunScheduler
+    s_churn=40."""
+
+    guidance: Path | None = None
+    """YAML file of guidances, in place of the classifier's: `- guidance: NAME`, arguments, weight, start, stop, sigmas, every,
+    max_norm."""
+
+
 class DrawSettings(BatchSettings):
     classes: Annotated[list[Class], Field(min_length=1)] | None = None
     """Labels (whatever is a number) or names; all of the model's by default, if it needs any."""
@@ -80,3 +95,11 @@ def exclusive(one: str, other: str) -> Any:
         return settings
 
     return model_validator(mode="after")(check)
+
+
+def open_steering(settings: SteeredSettings) -> "tuple[SchedulerChoice | None, GuidanceFile | None]":
+    """The scheduler and the guidance that flags name."""
+    from diffusers_cg.generation import GuidanceFile, SchedulerChoice
+
+    scheduler = None if settings.scheduler is None else SchedulerChoice.parse(settings.scheduler)
+    return scheduler, None if settings.guidance is None else GuidanceFile(settings.guidance)

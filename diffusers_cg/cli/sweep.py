@@ -4,15 +4,15 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from diffusers_cg_cli.evaluate import ReferenceSettings, open_extractor, open_sets
-from diffusers_cg_cli.shared import DrawSettings, Scale
+from diffusers_cg_cli.shared import DrawSettings, Scale, SteeredSettings, open_steering
 
 
 def _check_sampler(text: str) -> str:
-    if not re.fullmatch(r"(ddpm|ddim):\d+", text):
-        raise ValueError(f"a sampler is ddpm or ddim and its steps, as in ddpm:250, not {text}")
+    if not re.fullmatch(r"\w+:\d+", text):
+        raise ValueError(f"a sampler is ddpm, ddim or a scheduler's class and its steps, as in ddpm:250, not {text}")
     return text
 
 
@@ -22,10 +22,11 @@ def _check_each_once(values: list) -> list:
     return values
 
 
-class SweepSettings(ReferenceSettings, DrawSettings):
+class SweepSettings(ReferenceSettings, SteeredSettings, DrawSettings):
     """Measures samples of every sampler at every scale, and plots fidelity against diversity.
 
-    Leaves table.md, sweep.json, by_scale.png, trade_off.png and pictures of the same images at every scale. Stopped and
+    The scales are those of the classifier's guidance, or multiply that of --guidance; the steps of ddim are those of
+    --scheduler. Leaves table.md, with what an image cost, sweep.json, by_scale.png, trade_off.png and pictures of the same images at every scale. Stopped and
     started again it goes on, also with more scales, samplers or samples; `accelerate launch -m diffusers_cg sweep ...`
     shares the sampling among several processes.
     """
@@ -34,12 +35,12 @@ class SweepSettings(ReferenceSettings, DrawSettings):
     """Folder of the sweep; an earlier one's goes on."""
 
     scales: Annotated[list[Scale], Field(min_length=1), AfterValidator(_check_each_once)]
-    """Scales of guidance, 0 for none."""
+    """Scales of guidance, 0 for none; with --guidance 1 is what the file says."""
 
     samplers: Annotated[
         list[Annotated[str, AfterValidator(_check_sampler)]], Field(min_length=1), AfterValidator(_check_each_once)
     ]
-    """ddpm or ddim and its steps, as in ddpm:250 ddim:25."""
+    """ddpm, ddim or a scheduler's class, and its steps, as in ddpm:250 ddim:25 DPMSolverMultistepScheduler:10."""
 
     num_samples: PositiveInt
     """Images for every sampler and scale."""
@@ -47,12 +48,19 @@ class SweepSettings(ReferenceSettings, DrawSettings):
     evaluation_batch_size: PositiveInt = 64
     """Images that are measured at once; changes no number."""
 
+    @model_validator(mode="after")
+    def _check_scheduler(self) -> "SweepSettings":
+        if self.scheduler is not None and not any(text.startswith("ddim:") for text in self.samplers):
+            raise ValueError("--scheduler takes the steps of ddim: name such a sampler, ddim:10 say, or leave it out")
+        return self
+
 
 def run(settings: SweepSettings) -> None:
     from diffusers_cg.evaluation.sweep import NUM_SHOWN, TABLE_FILE, Cell, sweep_to_folder
     from diffusers_cg.generation import (
         SampleFolder,
         SavedPipeline,
+        SchedulerChoice,
         common_classes,
         generate_to_folder,
         resolve_device,
@@ -60,11 +68,26 @@ def run(settings: SweepSettings) -> None:
     )
     from diffusers_cg.models import DTYPES
 
+    of_ddim, guidance = open_steering(settings)
     pipelines = {}
-    for algorithm, steps in (text.split(":") for text in settings.samplers):
+    for sampler, steps in (text.split(":") for text in settings.samplers):
+        if sampler in ("ddpm", "ddim"):
+            algorithm, scheduler = sampler, of_ddim if sampler == "ddim" else None
+        else:
+            scheduler = SchedulerChoice.parse([sampler])
+            algorithm = scheduler.algorithm
         for scale in settings.scales:
-            saved = SavedPipeline(settings.model, algorithm, int(steps), scale, DTYPES[settings.dtype])
-            pipelines[Cell(algorithm, int(steps), scale)] = saved
+            saved = SavedPipeline(
+                settings.model,
+                algorithm,
+                int(steps),
+                classifier_scale=scale if guidance is None else 0.0,
+                dtype=DTYPES[settings.dtype],
+                scheduler=scheduler,
+                guidance=guidance,
+                guidance_weight=1.0 if guidance is None else scale,
+            )
+            pipelines[Cell(saved.steps, int(steps), scale)] = saved
     classes = common_classes(pipelines.values(), settings.classes)
 
     (reference,) = open_sets(settings, reference=settings.reference)
@@ -85,7 +108,7 @@ def run(settings: SweepSettings) -> None:
             device=settings.device,
         )
         samples = SampleFolder(directory / "samples")
-        return samples.open(), samples.first_images(NUM_SHOWN)
+        return samples.open(), samples.first_images(NUM_SHOWN), samples.evaluations.get("base", {})
 
     sweep_to_folder(
         settings.output,

@@ -13,7 +13,7 @@ from PIL import Image
 from diffusers_cg.data.text import in_markdown
 from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError, import_extra
-from diffusers_cg.generation import SavedPipeline, resolve_device
+from diffusers_cg.generation import GuidanceFile, SavedPipeline, SchedulerChoice, resolve_device
 from diffusers_cg.generation.saved_pipeline import PIPELINES
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
 
@@ -48,21 +48,48 @@ class DemoModel:
 
     Args:
         pipe ([`ClassifierGuidedPipeline`]): Draws from noise.
+        scheduler ([`SchedulerChoice`], *optional*): In place of the saved one, for its algorithm.
+        guidance ([`GuidanceFile`], *optional*): In place of the classifier's; scales multiply it.
     """
 
-    def __init__(self, pipe: ClassifierGuidedPipeline):
+    def __init__(
+        self,
+        pipe: ClassifierGuidedPipeline,
+        scheduler: SchedulerChoice | None = None,
+        guidance: GuidanceFile | None = None,
+    ):
         self.pipes = {name: cls(**pipe.components, **pipe.parameters) for name, cls in PIPELINES.items()}
+        if scheduler is not None:
+            stepped = self.pipes[scheduler.algorithm]
+            stepped.scheduler = scheduler.of(stepped.scheduler)
+        self.guidance = None if guidance is None else guidance.load(pipe)
+        self.num_classes = pipe.num_classes if guidance is None else pipe.num_classes or guidance.num_classes(pipe)
         for one in self.pipes.values():
             one.set_progress_bar_config(disable=True)
 
     @classmethod
-    def load(cls, path: str, device: str | None = None) -> "DemoModel":
+    def load(
+        cls,
+        path: str,
+        device: str | None = None,
+        scheduler: SchedulerChoice | None = None,
+        guidance: GuidanceFile | None = None,
+    ) -> "DemoModel":
         """That of a folder or a name on the Hub, on a GPU if there is one.
 
+        Args:
+            path (`str`): Folder, or name on the Hub.
+            device (`str`, *optional*): Where it draws.
+            scheduler ([`SchedulerChoice`], *optional*): In place of the saved one.
+            guidance ([`GuidanceFile`], *optional*): In place of the classifier's.
+
         Raises:
-            InputError: if there is no such pipeline, or it upsamples.
+            InputError: if there is no such pipeline, or it upsamples, or the others cannot be had with it.
         """
-        return cls(SavedPipeline(path).load().to(resolve_device(device)))
+        model = cls(SavedPipeline(path).load().to(resolve_device(device)), scheduler, guidance)
+        for pipe in model.pipes.values():
+            pipe.check_call(class_labels=0 if model.class_names else None, guidance=model.guidance)
+        return model
 
     @property
     def pipe(self) -> ClassifierGuidedPipeline:
@@ -71,17 +98,25 @@ class DemoModel:
 
     @property
     def is_guided(self) -> bool:
-        return self.pipe.classifier is not None
+        return self.pipe.classifier is not None or self.guidance is not None
 
     @property
     def class_names(self) -> list[str]:
         """A name for every class, its number where it has none; nothing where a call takes no classes."""
-        if self.pipe.num_classes is None:
+        if self.num_classes is None:
             return []
-        return self.pipe.class_names or [str(label) for label in range(self.pipe.num_classes)]
+        return self.pipe.class_names or [str(label) for label in range(self.num_classes)]
+
+    @property
+    def steps_of(self) -> dict[str, str]:
+        """What the steps of each algorithm are called."""
+        name = type(self.pipe.scheduler).__name__.removesuffix("Scheduler")
+        return {"ddim": name, "ddpm": "DDPM"}
 
     def default(self, setting: Literal["num_inference_steps", "classifier_scale"], algorithm: str) -> float:
-        """What is saved with the model."""
+        """What is saved with the model; a guidance of its own goes as far as it says."""
+        if setting == "classifier_scale" and self.guidance is not None:
+            return 1.0
         return self.pipes[algorithm].config[f"{algorithm}_{setting}"]
 
     def draw(
@@ -120,7 +155,8 @@ class DemoModel:
             "class_labels": None if class_label is None else [class_label] * len(scales),
             "batch_size": len(scales),
             "num_inference_steps": num_inference_steps,
-            "classifier_scale": scales if self.is_guided else 0.0,
+            "classifier_scale": scales if self.is_guided and self.guidance is None else 0.0,
+            "guidance": None if self.guidance is None else self.guidance * scales,
         }
         pipe = self.pipes[algorithm]
         pipe.check_call(**call)
@@ -212,7 +248,9 @@ def build_page(model: DemoModel, title: str) -> "gradio.Blocks":
             label="Class",
             visible=bool(model.class_names),
         )
-        algorithm = gradio.Radio([("DDIM", "ddim"), ("DDPM", "ddpm")], value="ddim", label="Sampler")
+        algorithm = gradio.Radio(
+            [(name, each) for each, name in model.steps_of.items()], value="ddim", label="Sampler"
+        )
         steps = gradio.Number(model.default("num_inference_steps", "ddim"), label="Steps")
         seed = gradio.Number(0, label="Seed")
         return label, algorithm, steps, seed
@@ -223,7 +261,9 @@ def build_page(model: DemoModel, title: str) -> "gradio.Blocks":
             with gradio.Column(scale=1):
                 label, algorithm, steps, seed = controls()
                 scale = gradio.Number(
-                    model.default("classifier_scale", "ddim"), label="Classifier scale", visible=model.is_guided
+                    model.default("classifier_scale", "ddim"),
+                    label=f"{'Classifier' if model.guidance is None else 'Guidance'} scale",
+                    visible=model.is_guided,
                 )
                 count = gradio.Number(4, label=f"Images (up to {MAX_IMAGES})")
                 button = gradio.Button("Draw", variant="primary")

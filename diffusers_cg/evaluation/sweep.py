@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -29,6 +28,7 @@ from diffusers_cg.evaluation.report import REPORT_FILE, Evaluation
 
 SWEEP_FILE, TABLE_FILE = "sweep.json", "table.md"
 BY_SCALE_FILE, TRADE_OFF_FILE = "by_scale.png", "trade_off.png"
+PASSES = {"unet": "Unet passes", "classifier": "Classifier passes", "backward": "Backward passes"}  # of one image
 NUM_SHOWN = 10  # images of each cell in the picture of its curve
 
 
@@ -37,22 +37,23 @@ class Cell:
     """What one set of samples is drawn with. Cells of the same steps lie on one curve.
 
     Args:
-        algorithm (`"ddpm"` or `"ddim"`): Algorithm 1 or 2.
+        sampler (`str`): `"ddpm"` or `"ddim"`, Algorithm 1 or 2, or the name of a scheduler.
         num_inference_steps (`int`): How many.
         scale (`float`): Of the guidance.
     """
 
-    algorithm: Literal["ddpm", "ddim"]
+    sampler: str
     num_inference_steps: int
     scale: float
 
     @property
     def curve(self) -> str:
-        return f"{self.algorithm.upper()} {self.num_inference_steps}"
+        name = self.sampler.upper() if self.sampler in ("ddpm", "ddim") else self.sampler.removesuffix("Scheduler")
+        return f"{name} {self.num_inference_steps}"
 
     @property
     def folder(self) -> Path:
-        return Path(f"{self.algorithm}_{self.num_inference_steps}") / f"scale_{self.scale:g}"
+        return Path(f"{self.sampler}_{self.num_inference_steps}") / f"scale_{self.scale:g}"
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,18 @@ class Point:
     Args:
         cell ([`Cell`]): What they were drawn with.
         metrics (`dict`): As in [`Evaluation`].
+        evaluations (`dict`): What one of its images cost: passes of `"unet"`, `"classifier"`, `"backward"`; empty where that
+            is not known.
     """
 
     cell: Cell
     metrics: dict[str, float | None]
+    evaluations: dict[str, int] = field(default_factory=dict)
 
 
 def sweep_to_folder(
     output_dir: str | Path,
-    draw: Callable[[Cell, Path], tuple[Source, Sequence[Image.Image | np.ndarray]]],
+    draw: Callable[[Cell, Path], tuple[Source, Sequence[Image.Image | np.ndarray], dict[str, int]]],
     cells: Sequence[Cell],
     num_samples: int,
     reference: Source | MeasuredSet,
@@ -82,17 +86,17 @@ def sweep_to_folder(
 ) -> list[Point]:
     """Measures what `draw` draws in every cell, and plots the points as curves.
 
-    Leaves in the folder, of every cell, `ALGORITHM_STEPS/scale_SCALE/` with `report.json` and `report.md`; `table.md` and
+    Leaves in the folder, of every cell, `SAMPLER_STEPS/scale_SCALE/` with `report.json` and `report.md`; `table.md` and
     `sweep.json`; `by_scale.png`, every metric against the scale; `trade_off.png`, precision against recall and the
-    Frechet distance against the Inception Score; and for each curve `ALGORITHM_STEPS.png`, a row of the same images for
+    Frechet distance against the Inception Score; and for each curve `SAMPLER_STEPS.png`, a row of the same images for
     each scale. Reports of an earlier call are kept as long as they are of as many images, the same reference, extractor
     and metrics.
 
     Args:
         output_dir (`str` or `Path`): New, or of an earlier call.
         draw (callable): Draws the samples of a [`Cell`], whose folder it gets to keep them in, from the same noise in all
-            cells, or finds those that are there. Returns them as [`open_set`] takes them, and the first few as images to
-            look at.
+            cells, or finds those that are there. Returns them as [`open_set`] takes them, the first few as images to
+            look at, and the evaluations of a [`Point`].
         cells (sequence of [`Cell`]): Each once, curve by curve.
         num_samples (`int`): How many images `draw` gives, at least 4.
         reference ([`MeasuredSet`], or as for [`open_set`]): Real images, or statistics of their features.
@@ -123,11 +127,11 @@ def sweep_to_folder(
     points, rows = [], {}
     for cell in cells:
         directory = Path(output_dir) / cell.folder
-        samples, shown = draw(cell, directory)
+        samples, shown, evaluations = draw(cell, directory)
         if is_main_process:
             rows[cell] = shown[:NUM_SHOWN]
             of_cell = measure_cell(directory, samples, num_samples, reference, extractor, batch_size, metrics)
-            points.append(Point(cell, of_cell))
+            points.append(Point(cell, of_cell, evaluations))
     if is_main_process:
         names = metric_names(extractor.name, metrics)
         with atomic_update(output_dir) as directory:
@@ -176,8 +180,9 @@ def measure_cell(
 def to_json(points: Sequence[Point]) -> str:
     rows = [
         {
-            "sampler": {"name": point.cell.algorithm, "num_inference_steps": point.cell.num_inference_steps},
+            "sampler": {"name": point.cell.sampler, "num_inference_steps": point.cell.num_inference_steps},
             "scale": point.cell.scale,
+            "evaluations": point.evaluations,
             "metrics": point.metrics,
         }
         for point in points
@@ -188,11 +193,17 @@ def to_json(points: Sequence[Point]) -> str:
 def to_markdown(points: Sequence[Point], names: dict[str, str]) -> str:
     """A row for each point."""
     present = [name for name in names if any(point.metrics[name] is not None for point in points)]
+    passes = [name for name in PASSES if any(point.evaluations for point in points)]
     rows = [
-        ["sampler", "scale", *(in_markdown(names[name]) for name in present)],
-        ["---"] * (2 + len(present)),
+        ["sampler", "scale", *(in_markdown(names[name]) for name in present), *(PASSES[name] for name in passes)],
+        ["---"] * (2 + len(present) + len(passes)),
         *(
-            [point.cell.curve, f"{point.cell.scale:g}", *(f"{point.metrics[name]:.3f}" for name in present)]
+            [
+                point.cell.curve,
+                f"{point.cell.scale:g}",
+                *(f"{point.metrics[name]:.3f}" for name in present),
+                *(str(point.evaluations.get(name, 0)) if point.evaluations else "" for name in passes),
+            ]
             for point in points
         ),
     ]
@@ -221,7 +232,7 @@ def plot_by_scale(points: Sequence[Point], names: dict[str, str], path: Path) ->
         for label, (scales, values) in curves(points, name).items():
             axes.plot(scales, values, marker="o", label=label)
         ticks = sorted({point.cell.scale for point in points})
-        axes.set(title=names[name], xlabel="classifier scale", xscale="symlog")
+        axes.set(title=names[name], xlabel="scale", xscale="symlog")
         axes.set_xticks(ticks, [f"{scale:g}" for scale in ticks])
         axes.minorticks_off()
         axes.grid(alpha=0.3)

@@ -2,7 +2,7 @@
 
 import gc
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import islice
@@ -21,9 +21,11 @@ from diffusers_cg.errors import InputError
 from diffusers_cg.generation.sample_folder import GRID_FILE, ImageToDraw, SampleFolder, images_to_draw
 from diffusers_cg.generation.saved_pipeline import SavedPipeline, class_labels
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
+from diffusers_cg.pipelines.pipeline_classifier_guided import GuidedImagePipelineOutput
 
 
 LOW_RES_FOLDER = ".low_res"
+STAGES = ("base", "upsampler")
 GRID_CLASSES = 20
 GRID_IMAGES = 8
 MIN_TILE, MAX_TILE = 64, 128
@@ -52,6 +54,19 @@ def draw_images(
     Yields:
         `.images` of each call, as its `output_type` says.
     """
+    for output in draw_batches(pipe, class_labels, generators, batch_size, low_res, **call):
+        yield output.images
+
+
+def draw_batches(
+    pipe: ClassifierGuidedPipeline,
+    class_labels: Sequence[int | None],
+    generators: torch.Generator | Iterable[torch.Generator],
+    batch_size: int,
+    low_res: Iterable | None = None,
+    **call: Any,
+) -> Iterator[GuidedImagePipelineOutput]:
+    """As [`draw_images`], but yields all that each call returns."""
     generators = generators if isinstance(generators, torch.Generator) else iter(generators)
     low_res = None if low_res is None else iter(low_res)
     for first in range(0, len(class_labels), batch_size):
@@ -63,7 +78,7 @@ def draw_images(
             generator=generators if isinstance(generators, torch.Generator) else list(islice(generators, size)),
             **of_batch,
             **call,
-        ).images
+        )
 
 
 def generate_to_folder(
@@ -80,6 +95,8 @@ def generate_to_folder(
     device: str | None = None,
 ) -> None:
     """Draws images into a folder: a PNG file for each, in a subfolder per class, or `samples.npz`; some in `grid.png`.
+
+    `sampling.json` holds what they follow from, and what one of them cost: how often the networks were asked.
 
     An image follows from the seed, its class and its number in it alone: it stays the same (but for rounding) in batches
     of another size, beside other classes or more images, and whichever process draws it. Pixels are truncated to 8 bits
@@ -148,18 +165,25 @@ def generate_to_folder(
         "upsampler": upsampler_settings,
     }
     folder = SampleFolder(output_dir)
-    class_digits = folder.class_digits(pipe.num_classes or demands.get("number of classes") or 1)
+    num_classes = pipe.num_classes or demands.get("number of classes") or (classes and max(classes) + 1)
+    class_digits = folder.class_digits(num_classes or 1)
     if class_digits > 1:
         settings["class_digits"] = class_digits
     images = images_to_draw(num_samples, classes, random_classes, seed, class_digits)
     low_res_folder = SampleFolder(folder.path / LOW_RES_FOLDER)
     folder.check(settings, images)
+    evaluations = folder.evaluations
+
+    def note_cost(stage: int, cost: dict[str, int]) -> None:
+        if processes.is_main_process and evaluations.get(STAGES[stage]) != cost:
+            evaluations[STAGES[stage]] = cost
+            folder.write_settings(settings, evaluations)
 
     if png or not folder.holds_npz(num_samples):
         if processes.is_main_process:
-            folder.write_settings(settings)
+            folder.write_settings(settings, evaluations)
         batches = batches_to_draw([images[i : i + batch_size] for i in range(0, len(images), batch_size)], folder)
-        draw = partial(draw_stage, batches, batch_size, seed, processes, device)
+        draw = partial(draw_stage, batches, batch_size, seed, processes, device, note_cost)
         if upsampler is None:
             draw(0, base, pipe, folder)
         else:
@@ -191,6 +215,7 @@ def draw_stage(
     seed: int,
     processes: PartialState,
     device: torch.device,
+    note_cost: Callable[[int, dict[str, int]], None],
     stage: int,
     saved: SavedPipeline,
     pipe: ClassifierGuidedPipeline,
@@ -206,21 +231,22 @@ def draw_stage(
     pipe.to(device).set_progress_bar_config(desc="steps", leave=False, disable=not is_main)
     total = sum(len(batch) for batch in batches)
     remaining = iter(images)
-    with tqdm(total=total, desc=("base", "upsampler")[stage], unit="image", disable=not is_main) as progress_bar:
-        for samples in draw_images(
+    with tqdm(total=total, desc=STAGES[stage], unit="image", disable=not is_main) as progress_bar:
+        for output in draw_batches(
             pipe,
             [image.class_label for image in images],
             (image.generator(seed, stage) for image in images),
             batch_size,
             None if low_res_folder is None else (low_res_folder.read(image) for image in images),
             output_type="latent",
-            **saved.call,
+            **saved.call(pipe),
         ):
-            for pixels, image in zip(to_uint8(samples), remaining):
+            note_cost(stage, output.evaluations)  # before images, so that a folder with images says it
+            for pixels, image in zip(to_uint8(output.images), remaining):
                 if image in missing:
                     folder.save(image, pixels)
             # the other processes are taken to be as far
-            done = progress_bar.n + len(samples) * processes.num_processes
+            done = progress_bar.n + len(output.images) * processes.num_processes
             progress_bar.update(min(done, total) - progress_bar.n)
 
 

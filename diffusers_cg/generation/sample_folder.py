@@ -20,6 +20,7 @@ from diffusers_cg.errors import InputError
 
 
 SETTINGS_FILE, GRID_FILE, NPZ_FILE = "sampling.json", "grid.png", "samples.npz"
+EVALUATIONS = "evaluations"  # the one entry of the settings that no image follows from
 BESIDE_SAMPLES = (SETTINGS_FILE, GRID_FILE, NPZ_FILE)
 """Names of what lies on top of a folder of samples, beside the images: for readers to leave out."""
 
@@ -133,7 +134,7 @@ class SampleFolder:
                     f"{self.path} holds something else than samples (it has no {SETTINGS_FILE}): name another folder."
                 )
             return
-        before = flatten(read_json(file))
+        before = flatten({name: value for name, value in read_json(file).items() if name != EVALUATIONS})
         now = flatten(settings)
         differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if differing:
@@ -146,7 +147,15 @@ class SampleFolder:
                 "folder, or ask for as many."
             )
 
-    def write_settings(self, settings: dict[str, Any]) -> None:
+    @property
+    def evaluations(self) -> dict[str, dict[str, int]]:
+        """What an image has cost, stage by stage, as far as images were drawn: passes of `"unet"`, `"classifier"`, `"backward"`."""
+        file = self.path / SETTINGS_FILE
+        return read_json(file).get(EVALUATIONS, {}) if file.is_file() else {}
+
+    def write_settings(self, settings: dict[str, Any], evaluations: dict[str, dict[str, int]]) -> None:
+        """Writes what the images follow from, and what one of them has cost so far."""
+        settings = settings | ({EVALUATIONS: evaluations} if evaluations else {})
         self.path.mkdir(parents=True, exist_ok=True)
         partial = self._partial(SETTINGS_FILE)
         partial.write_text(json.dumps(settings, indent=2) + "\n")
@@ -211,6 +220,17 @@ class SampleFolder:
     def _partial(self, name: str) -> Path:
         """Where a file is written before it is renamed."""
         return self.path / f".{name}"
+
+
+def cost_in_words(evaluations: dict[str, dict[str, int]]) -> str:
+    """What an image has cost, as a sentence; nothing where that is not known."""
+    words = {"unet": "of the unet", "classifier": "of a classifier", "backward": "backward"}
+    stages = [
+        f"{stage}: " * (len(evaluations) > 1)
+        + ", ".join(f"{cost[name]} {word}" for name, word in words.items() if cost.get(name))
+        for stage, cost in evaluations.items()
+    ]
+    return f"Passes for an image: {'; '.join(stages)}." if stages else ""
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

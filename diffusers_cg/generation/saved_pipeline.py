@@ -15,6 +15,9 @@ from diffusers import ModelMixin
 from diffusers_cg.data.files import read_json
 from diffusers_cg.diffusion import TRAINED_WITH, check_augmentation_level, to_ddim_scheduler, to_ddpm_scheduler
 from diffusers_cg.errors import InputError
+from diffusers_cg.generation.guidance_file import GuidanceFile
+from diffusers_cg.generation.scheduler_choice import SchedulerChoice
+from diffusers_cg.guidance import Guidance
 from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
@@ -40,6 +43,9 @@ class SavedPipeline:
         classifier_scale (`float`, *optional*): The saved default otherwise.
         dtype (`torch.dtype`): Of the networks' weights.
         eta, timesteps, low_res_noise, low_res_blur (*optional*): As a call takes them; left out otherwise.
+        scheduler ([`SchedulerChoice`], *optional*): In place of the saved one, for the same algorithm.
+        guidance ([`GuidanceFile`], *optional*): In place of the classifier's, or beside it if a `classifier_scale` is given.
+        guidance_weight (`float`): How far that guidance goes; at 0 it has no part in anything.
     """
 
     path: str
@@ -51,6 +57,14 @@ class SavedPipeline:
     timesteps: Sequence[int] | None = None
     low_res_noise: float | None = None
     low_res_blur: float | None = None
+    scheduler: SchedulerChoice | None = None
+    guidance: GuidanceFile | None = None
+    guidance_weight: float = 1.0
+
+    @property
+    def steps(self) -> str:
+        """Whose steps are taken: the name of the scheduler, or else of the algorithm."""
+        return self.algorithm if self.scheduler is None else self.scheduler.name
 
     def load(self) -> ClassifierGuidedPipeline:
         """The pipeline, which draws from noise, on the CPU.
@@ -58,7 +72,7 @@ class SavedPipeline:
         Raises:
             InputError: if there is none, or it upsamples.
         """
-        return self._load(PIPELINES[self.algorithm])
+        return self._with_scheduler(self._load(PIPELINES[self.algorithm]))
 
     def load_upsampler(self) -> ClassifierGuidedSuperResolutionPipeline:
         """The pipeline, which upsamples, on the CPU.
@@ -71,6 +85,17 @@ class SavedPipeline:
             pipe.scheduler = to_ddim_scheduler(pipe.scheduler)
         else:
             pipe.scheduler = to_ddpm_scheduler(pipe.scheduler, pipe.unet.predicts_variance)
+        return self._with_scheduler(pipe)
+
+    def _with_scheduler(self, pipe: ClassifierGuidedPipeline) -> ClassifierGuidedPipeline:
+        if self.scheduler is None:
+            return pipe
+        if self.scheduler.algorithm != self.algorithm:
+            raise InputError(
+                f"{self.scheduler.name} takes the steps of the sampler {self.scheduler.algorithm}, not those of "
+                f"{self.algorithm}: leave the sampler out, or name another scheduler."
+            )
+        pipe.scheduler = self.scheduler.of(pipe.scheduler)
         return pipe
 
     def _load(self, pipeline_class: type[ClassifierGuidedPipeline]) -> ClassifierGuidedPipeline:
@@ -89,14 +114,21 @@ class SavedPipeline:
         names = ("eta", "timesteps", "low_res_noise", "low_res_blur")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    @property
-    def call(self) -> dict[str, Any]:
+    def call(self, pipe: ClassifierGuidedPipeline) -> dict[str, Any]:
         """Keywords of every call, which labels, generators and images come to."""
         return {
             "num_inference_steps": self.num_inference_steps,
-            "classifier_scale": self.classifier_scale,
+            "classifier_scale": self.resolve_scale(pipe),
+            "guidance": self.load_guidance(pipe),
             **self.options,
         }
+
+    def load_guidance(self, pipe: ClassifierGuidedPipeline) -> Guidance | None:
+        """What guides beside the classifier, for the pipeline where it is now."""
+        if self.guidance is None or self.guidance_weight == 0:
+            return None
+        guidance = self.guidance.load(pipe)
+        return guidance if self.guidance_weight == 1 else self.guidance_weight * guidance
 
     def check(self, pipe: ClassifierGuidedPipeline, classes: Sequence[int] | None) -> None:
         """Raises `InputError` where a call would for one of these classes; nothing is computed."""
@@ -108,20 +140,24 @@ class SavedPipeline:
             class_labels=None if classes is None else [min(classes), max(classes)],
             num_inference_steps=self.num_inference_steps,
             timesteps=self.timesteps,
-            classifier_scale=self.classifier_scale,
+            classifier_scale=self.resolve_scale(pipe),
+            guidance=self.load_guidance(pipe),
             eta=self.eta or 0.0,
         )
 
     def resolve_scale(self, pipe: ClassifierGuidedPipeline) -> float:
-        """Scale of guidance of a call."""
+        """Scale of the classifier's guidance of a call."""
         if self.classifier_scale is not None:
             return self.classifier_scale
-        return 0.0 if pipe.classifier is None else pipe.config[f"{pipe.algorithm}_classifier_scale"]
+        alone = pipe.classifier is not None and self.guidance is None
+        return 0.0 if not alone else pipe.config[f"{pipe.algorithm}_classifier_scale"]
 
     def needed_classes(self, pipe: ClassifierGuidedPipeline) -> Sequence[int] | None:
-        """All classes that the pipeline knows; None where a call needs no labels."""
+        """All classes that the pipeline, or else its guidance, knows; None where a call needs no labels."""
         needed = pipe.is_conditional or self.resolve_scale(pipe) > 0
-        return range(pipe.num_classes) if needed and pipe.num_classes is not None else None
+        of_guidance = None if self.guidance is None else self.guidance.num_classes(pipe)
+        num_classes = pipe.num_classes if needed else of_guidance
+        return None if num_classes is None else range(num_classes)
 
     def settings(self, pipe: ClassifierGuidedPipeline) -> dict[str, Any]:
         """What the images follow from beside their seed and classes, for `sampling.json`."""
@@ -134,6 +170,9 @@ class SavedPipeline:
             "classifier_scale": float(self.resolve_scale(pipe)),
             "dtype": str(self.dtype).removeprefix("torch."),
             **self.options,
+            **({} if self.scheduler is None else {"scheduler": self.scheduler.settings}),
+            **({} if self.guidance is None else {"guidance": self.guidance.settings}),
+            **({} if self.guidance_weight == 1 else {"guidance_weight": self.guidance_weight}),
             "components": fingerprint(pipe),
         }
 
@@ -197,18 +236,18 @@ def class_labels(pipe: ClassifierGuidedPipeline, classes: Sequence[int | str]) -
 
 
 def common_classes(pipelines: Collection[SavedPipeline], classes: Sequence[int | str] | None) -> Sequence[int] | None:
-    """Classes to draw by all of some pipelines that differ in algorithm, steps and scale alone: those that any of them needs.
+    """Classes to draw by all of some pipelines that differ in algorithm, scheduler, steps and scale alone: those that any of them needs.
 
     Raises:
         InputError: where drawing by one of them would.
     """
-    one_of_each = {saved.algorithm: saved for saved in pipelines}
-    pipes = {algorithm: saved.load() for algorithm, saved in one_of_each.items()}
-    needed = [saved.needed_classes(pipes[saved.algorithm]) for saved in pipelines]
+    one_of_each = {saved.steps: saved for saved in pipelines}
+    pipes = {steps: saved.load() for steps, saved in one_of_each.items()}
+    needed = [saved.needed_classes(pipes[saved.steps]) for saved in pipelines]
     if classes is None:
         classes = next((some for some in needed if some is not None), None)
     else:
         classes = class_labels(next(iter(pipes.values())), classes)
     for saved in pipelines:
-        saved.check(pipes[saved.algorithm], classes)
+        saved.check(pipes[saved.steps], classes)
     return classes

@@ -148,15 +148,11 @@ def test_statistics_alone_as_a_reference(sweep, given, tmp_path):
 @pytest.mark.parametrize(
     ("model", "argv", "said"),
     [
-        (
-            "model",
-            ["--samplers", "ddpm"],
-            "--samplers: a sampler is ddpm or ddim and its steps, as in ddpm:250, not ddpm",
-        ),
+        ("model", ["--samplers", "ddpm"], "--samplers: a sampler is ddpm, ddim or a scheduler's class and its steps"),
         (
             "model",
             ["--samplers", "plms:3"],
-            "--samplers: a sampler is ddpm or ddim and its steps, as in ddpm:250, not plms:3",
+            "There is no scheduler 'plms': those that can be guided are DDPMScheduler",
         ),
         ("model", ["--samplers", "ddim:2", "ddim:2"], "--samplers: each must be named once, got ddim:2, ddim:2"),
         ("model", ["--scales", 1, 1], "--scales: each must be named once, got 1.0, 1.0"),

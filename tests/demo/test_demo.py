@@ -166,6 +166,19 @@ def test_a_space_of_a_model_on_the_hub(tmp_path):
     assert SpaceCard.load(tmp_path / "space" / "README.md").data.models == ["me/model"]
 
 
+def test_a_space_of_a_scheduler_and_a_guidance(tmp_path):
+    pytest.importorskip("gradio")
+    (tmp_path / "file").write_text("- guidance: CleanClassifierGuidance\n  classify: microsoft/resnet-50")
+    flags = ["--model", "me/model", "--space", tmp_path / "space", "--guidance", tmp_path / "file"]
+    demo(*flags, "--scheduler", "EDMHeunScheduler", "s_churn=40")
+    app = (tmp_path / "space" / "app.py").read_text()
+    compile(app, "app.py", "exec")
+    assert "SchedulerChoice.parse(['EDMHeunScheduler', 's_churn=40'])" in app and 'parent / "guidance.yaml"' in app
+    assert (tmp_path / "space" / "guidance.yaml").read_text() == (tmp_path / "file").read_text()
+    (tmp_path / "file").write_text(f"- guidance: CleanClassifierGuidance\n  classify: {tmp_path}")
+    assert "which a Space has not: name a network on the Hub" in demo(*flags, status=2)
+
+
 def test_what_has_no_page(hub, tmp_path):
     pytest.importorskip("gradio")
     tiny.pipeline(ClassifierGuidedSuperResolutionPipeline, low_res_size=4).save_pretrained(tmp_path / "up")

@@ -20,7 +20,7 @@ CELLS = [Cell(algorithm, 2, scale) for algorithm in ("ddpm", "ddim") for scale i
 def images_of(cell):
     """The same noise at every scale, of less and less contrast."""
     noise = np.random.default_rng(1).normal(size=(6, 8, 8, 3)) * 60 / (1 + cell.scale)
-    return (128 + noise + 5 * (cell.algorithm == "ddim")).clip(0, 255).astype(np.uint8)
+    return (128 + noise + 5 * (cell.sampler == "ddim")).clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def sweep(tmp_path):
 
     def draw(cell, directory):
         drawn.append((cell, directory))
-        return images_of(cell), images_of(cell)
+        return images_of(cell), images_of(cell), {}
 
     def sweep(cells=CELLS, num_samples=6, reference=REFERENCE, extractor=None, **changed):
         return sweep_to_folder(
@@ -56,6 +56,7 @@ def test_points_are_the_metrics_of_what_was_drawn(sweep, tmp_path):
     assert rows[4] == {
         "sampler": {"name": "ddim", "num_inference_steps": 2},
         "scale": 0.5,
+        "evaluations": {},
         "metrics": points[4].metrics,
     }
     assert "| DDIM 2 | 0.5 |" in (out / "table.md").read_text()

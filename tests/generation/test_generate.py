@@ -390,6 +390,8 @@ def test_a_folder_begun_by_version_0_1_0_is_continued(tmp_path):
     settings = [json.loads(files["sampling.json"]) for files in (before, after)]
     for stage in ("base", "upsampler"):
         assert settings[1][stage].pop("path") == str(DIGITS / Path(settings[0][stage].pop("path")).name)
+    # what earlier versions did not say
+    assert settings[1].pop("evaluations") == {"upsampler": {"unet": 2, "classifier": 0, "backward": 0}}
     assert settings[0] == settings[1]
     again, once = (np.asarray(Image.open(name), int) for name in (folder / "3/00001.png", BEGUN / "3/.00001.png"))
     assert abs(again - once).max() <= 1

@@ -1,0 +1,278 @@
+"""A picture per guidance, on digits: those of docs/guidance.md.
+
+    python benchmarks/guidance_pictures.py --networks guidance_networks
+
+trains what the digits that ship lack, each in a minute or two: an image classifier and a CLIP of `transformers`, of clean digits and
+their names, and a unet that is too small and not trained for long. Those that are in `guidance_networks` already are taken from
+there. The pictures come to lie in `benchmarks/figures`: in a column one noise and the digit asked for, in a row one guidance.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
+from digits_judge import RESOLUTION, real_digits
+from torch.nn import functional as F
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTImageProcessorPil,
+)
+
+from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDIMPipeline
+from diffusers_cg.data.grids import image_grid
+from diffusers_cg.diffusion import EDMHeunScheduler
+from diffusers_cg.guidance import (
+    AutoGuidance,
+    ClassifierGuidance,
+    CleanClassifierGuidance,
+    EnergyGuidance,
+    PerturbedAttentionGuidance,
+    TextGuidance,
+    TrainingFreeGuidance,
+    image_classifier,
+)
+from diffusers_cg.training import export_digits, train_unet
+from diffusers_cg_cli.command import command
+from diffusers_cg_cli.settings import Settings, parse
+
+
+FIGURES = Path(__file__).parent / "figures"
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+LABELS = list(range(10))
+SEED = 4
+NUM_TRAIN_STEPS, TRAIN_BATCH_SIZE, LEARNING_RATE = 400, 64, 4e-3
+
+
+# ------------------------------------------------------------------------------------------------------------- networks
+
+
+def train(model: torch.nn.Module, logits: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Trains on the clean digits; they are moved, and some mixed, as digits are that a unet sees in much noise."""
+    images, labels = real_digits()["train"]
+    images, labels = torch.from_numpy(images).permute(0, 3, 1, 2).float() * 2 - 1, torch.from_numpy(labels).long()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=NUM_TRAIN_STEPS)
+    model.train()
+    for _ in range(NUM_TRAIN_STEPS):
+        batch = torch.randint(len(images), (TRAIN_BATCH_SIZE,))
+        moved = torch.roll(images[batch], torch.randint(-1, 2, (2,)).tolist(), dims=(2, 3))
+        share, others = torch.rand(len(batch), 1).square() / 2, torch.randperm(len(batch))
+        classes = F.one_hot(labels[batch], len(WORDS)).float()
+        predicted = logits(torch.lerp(moved, moved[others], share[..., None, None]))
+        loss = F.cross_entropy(predicted, torch.lerp(classes, classes[others], share))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def make_resnet(directory: Path) -> None:
+    config = ResNetConfig(
+        num_channels=1, embedding_size=32, hidden_sizes=[32, 64], depths=[1, 1], layer_type="basic", hidden_act="silu",
+        num_labels=len(WORDS),
+    )  # fmt: skip
+    model = ResNetForImageClassification(config)
+    train(model, lambda images: model(images).logits)
+    model.save_pretrained(directory)
+    size = {"height": RESOLUTION, "width": RESOLUTION}
+    ViTImageProcessorPil(size=size, image_mean=[0.5], image_std=[0.5]).save_pretrained(directory)
+
+
+def make_clip(directory: Path) -> None:
+    """It spells: a token is a letter."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    tokenizer = CLIPTokenizer(vocab={token: number for number, token in enumerate(tokens)}, merges=[])
+    width = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {**width, "vocab_size": len(tokens), "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1}
+    vision = {**width, "image_size": RESOLUTION, "patch_size": 4, "num_channels": 1}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32))
+    words = tokenizer([f"a {word}" for word in WORDS], padding=True, return_tensors="pt")
+    train(model, lambda images: model(pixel_values=images, **words).logits_per_image)
+    model.save_pretrained(directory)
+    size = {"height": RESOLUTION, "width": RESOLUTION}
+    images = CLIPImageProcessorPil(size=size, crop_size=size, image_mean=[0.5], image_std=[0.5], do_convert_rgb=False)
+    CLIPProcessor(images, tokenizer).save_pretrained(directory)
+
+
+def make_weak_unet(directory: Path) -> None:
+    digits = directory.parent / "digits"
+    if not digits.exists():
+        export_digits.main(export_digits.ExportSettings(output_dir=digits))
+    flags = f"""--train_data_dir {digits / "train"} --resolution 16 --channels 1 --center_crop --base_channels 32
+        --channel_multipliers 1 1 --layers_per_block 1 --attention_resolutions 8 --attention_head_dim 32
+        --ddpm_beta_schedule squaredcos_cap_v2 --class_conditional --learning_rate 1e-3 --lr_warmup_steps 0
+        --train_batch_size 16 --max_train_steps 200 --save_images_epochs 0 --checkpointing_steps 0 --logger none"""
+    train_unet.main(train_unet.parse_args([*flags.split(), "--output_dir", str(directory)]))
+
+
+NETWORKS = {"resnet": make_resnet, "clip": make_clip, "weak": make_weak_unet}
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def pictures(networks: Path) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    """The name of each picture, and what the calls of its rows are given."""
+    unconditional = pipeline("unet_unconditional")
+    conditional = pipeline("unet")
+    resnet = AutoModelForImageClassification.from_pretrained(networks / "resnet")
+    classify = image_classifier(resnet, AutoImageProcessor.from_pretrained(networks / "resnet", backend="pil"))
+    clip = CLIPModel.from_pretrained(networks / "clip")
+    processor = CLIPProcessor.from_pretrained(networks / "clip", backend="pil")
+    weak = ADMUNet2DModel.from_pretrained(networks / "weak", subfolder="unet")
+
+    def row(guidance=None, pipe=unconditional, **call):
+        return {"pipe": pipe, "guidance": guidance, **call}
+
+    noisy = ClassifierGuidance(unconditional.classifier, scale=2.0)
+    yield (
+        "classifier",
+        {
+            "no guidance": row(),
+            "scale 2": row(noisy),
+            "entropy-driven 1": row(ClassifierGuidance(unconditional.classifier, scale=1.0, entropy_driven=True)),
+        },
+    )
+    yield (
+        "clean_classifier",
+        {
+            "no guidance": row(),
+            "at the clean image": row(CleanClassifierGuidance(classify, scale=8.0, marginal_temperature=0.5)),
+            "through the unet": row(CleanClassifierGuidance(classify, scale=4.0, through_unet=True)),
+        },
+    )
+    text = TextGuidance(clip, processor, [f"a {word}" for word in WORDS], scale=100.0)
+    yield "text", {"no guidance": row(), "its text": row(text)}
+
+    def dark(clean_images):  # of images in [-1, 1]
+        return (clean_images.mean(dim=(1, 2, 3)) + 0.7).square()
+
+    def symmetric(clean_images):
+        return (clean_images - clean_images.flip(dims=[3])).square().mean(dim=(1, 2, 3))
+
+    yield (
+        "energy",
+        {
+            "no guidance": row(pipe=conditional),
+            "dark": row(EnergyGuidance(dark, scale=400.0), conditional),
+            "mirror images": row(EnergyGuidance(symmetric, scale=50.0), conditional),
+        },
+    )
+    target = CleanClassifierGuidance(classify)
+    free = {
+        "DPS": {"rho": 1.0},
+        "LGD": {"rho": 1.0, "sigma": 0.3},
+        "FreeDoM": {"rho": 0.5, "num_recurrences": 2},
+        "MPGD": {"mu": 0.5, "mu_schedule": "constant"},
+        "Universal": {"rho": 0.5, "mu": 0.25, "num_iterations": 2, "num_recurrences": 2},
+    }
+    ddim = pipeline("unet_unconditional", None)
+    rows = {name: row(TrainingFreeGuidance(target, **options), ddim, steps=20) for name, options in free.items()}
+    yield "training_free", {"no guidance": row(pipe=ddim, steps=20), **rows}
+    without_class = AutoGuidance(unconditional.unet, 3.0)
+    yield (
+        "classifier_free",
+        {
+            "w = 0": row(AutoGuidance(unconditional.unet, 0.0), conditional),
+            "w = 1": row(pipe=conditional),
+            "w = 3": row(without_class, conditional),
+        },
+    )
+    yield (
+        "perturbed_attention",
+        {
+            "no guidance": row(),
+            "scale 1": row(PerturbedAttentionGuidance(unconditional.unet, 1.0)),
+            "scale 3": row(PerturbedAttentionGuidance(unconditional.unet, 3.0)),
+        },
+    )
+    yield (
+        "autoguidance",
+        {
+            "weak unet": row(AutoGuidance(weak, 0.0), conditional),
+            "w = 1": row(pipe=conditional),
+            "w = 2": row(AutoGuidance(weak, 2.0), conditional),
+        },
+    )
+    yield (
+        "combined",
+        {
+            "every step": row(noisy),
+            "every second": row(noisy.confined(every=2)),
+            "sigmas 0.3 to 5": row(noisy.confined(sigmas=(0.3, 5.0))),
+            "clamped to 2": row(noisy.clamped(2.0)),
+            "and darker": row(noisy + EnergyGuidance(dark, scale=400.0)),
+        },
+    )
+    schedulers = {
+        "DDIM": None,
+        "DPMSolverMultistep": DPMSolverMultistepScheduler,
+        "UniPCMultistep": UniPCMultistepScheduler,
+        "EulerDiscrete": EulerDiscreteScheduler,
+        "EDMHeun": EDMHeunScheduler,
+    }
+    yield (
+        "few_steps",
+        {
+            name: row(noisy, pipeline("unet_unconditional", each), steps=4 if each is EDMHeunScheduler else 7)
+            for name, each in schedulers.items()
+        },
+    )
+
+
+def pipeline(unet: str, scheduler: type | None = DPMSolverMultistepScheduler) -> ClassifierGuidedDDIMPipeline:
+    pipe = ClassifierGuidedDDIMPipeline.from_pretrained(
+        DIGITS, unet=ADMUNet2DModel.from_pretrained(DIGITS, subfolder=unet)
+    )
+    if scheduler is not None:
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: ClassifierGuidedDDIMPipeline, guidance=None, steps: int = 10) -> tuple[np.ndarray, dict[str, int]]:
+    generators = [torch.Generator().manual_seed(SEED + label) for label in LABELS]
+    call = {"num_inference_steps": steps, "classifier_scale": 0.0, "generator": generators, "output_type": "np"}
+    drawn = pipe(class_labels=LABELS, guidance=guidance, **call)
+    return drawn.images, drawn.evaluations
+
+
+class PictureSettings(Settings):
+    networks: Path
+    """Folder of the networks that are trained."""
+
+    only: list[str] | None = None
+    """Names of pictures to draw: all by default."""
+
+
+@command
+def main(settings: PictureSettings) -> None:
+    for name, make in NETWORKS.items():
+        if not (settings.networks / name).exists():
+            torch.manual_seed(0)
+            make(settings.networks / name)
+    for name, rows in pictures(settings.networks):
+        if settings.only is None or name in settings.only:
+            drawn = {label: draw(**call) for label, call in rows.items()}
+            print(name, {label: evaluations for label, (_, evaluations) in drawn.items()})
+            images = [images for images, _ in drawn.values()]
+            grid = image_grid(
+                images, row_labels=list(drawn), column_labels=list(map(str, LABELS)), tile_size=40, gap=3
+            )
+            grid.save(FIGURES / f"guidance_{name}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main(parse(PictureSettings, description=__doc__))
