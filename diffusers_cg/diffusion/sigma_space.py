@@ -1,7 +1,5 @@
 """Schedulers whose samples do not keep variance, x_0 + sigma noise: what the networks are to see of them."""
 
-import inspect
-
 import torch
 from diffusers import (
     EulerAncestralDiscreteScheduler,
@@ -16,7 +14,6 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from diffusers_cg.diffusion.edm_heun_scheduler import EDMHeunScheduler, noise_levels
 from diffusers_cg.diffusion.gaussian_diffusion import GaussianDiffusion
-from diffusers_cg.diffusion.generators import Generators
 
 
 IN_SIGMA = (
@@ -56,14 +53,10 @@ class OfKeptVariance:
         self.scales = [*(sigmas.square() + 1).sqrt().tolist(), 1.0]
         self.index = 0
 
-    def step(
-        self, noise: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, generator: Generators = None
-    ) -> SchedulerOutput:
+    def step(self, noise: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, **options) -> SchedulerOutput:
         """From one evaluation to the next, in order; as the scheduler's own."""
         sample = self.scales[self.index] * sample
         self.scheduler.scale_model_input(sample, timestep)  # as some want to be asked before each step
-        draws = "generator" in inspect.signature(self.scheduler.step).parameters
-        options = {"generator": generator} if draws else {}
         prev_sample = self.scheduler.step(noise, timestep, sample, **options).prev_sample
         self.index += 1
         return SchedulerOutput(prev_sample=prev_sample / self.scales[self.index])
