@@ -1,6 +1,6 @@
 """What a user calls: models, scheduler and guidance assembled for inference."""
 
-from diffusers_cg.pipelines.pipeline_classifier_guided import ClassifierGuidedPipeline
+from diffusers_cg.pipelines.pipeline_classifier_guided import ClassifierGuidedPipeline, GuidedImagePipelineOutput
 from diffusers_cg.pipelines.pipeline_classifier_guided_ddim import ClassifierGuidedDDIMPipeline
 from diffusers_cg.pipelines.pipeline_classifier_guided_ddpm import ClassifierGuidedDDPMPipeline
 from diffusers_cg.pipelines.pipeline_classifier_guided_super_resolution import ClassifierGuidedSuperResolutionPipeline
@@ -11,4 +11,5 @@ __all__ = [
     "ClassifierGuidedDDPMPipeline",
     "ClassifierGuidedPipeline",
     "ClassifierGuidedSuperResolutionPipeline",
+    "GuidedImagePipelineOutput",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from numbers import Integral
 from typing import Literal
 
@@ -98,6 +99,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         super().__init__()
         self.check_unet(unet)
         scheduler = self.convert_scheduler(scheduler, unet)
+        scheduler.register_to_config(_use_default_values=[])  # which `from_config` of another kind would not take over
         check_components(unet, scheduler, classifier)
         GaussianDiffusion.from_scheduler(scheduler)  # says what it does not cover
         self.register_modules(unet=unet, scheduler=scheduler, classifier=classifier)
@@ -456,30 +458,31 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         on_step_end: OnStepEnd,
         low_res: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Counter]:
-        """From x_T to x_0, (B, C, H, W), float32, by steps that are each taken as often as the guidance says; and their cost."""
+        """From x_T to x_0, (B, C, H, W), float32, and what that cost: each step is taken as often as the guidance says."""
         cost = Counter(unet=0, classifier=0, backward=0)
 
         def predict(sample, timestep, class_labels, unet=None) -> Prediction:
             cost["unet"] += 1
             return self.predict(sample, timestep, class_labels, low_res, diffusion, unet)
 
-        call = {
-            "timesteps": torch.tensor(timesteps, device=sample.device),
-            "class_labels": class_labels,
-            "predict": predict,
-            "diffusion": diffusion,
-            "guidance": guidance,
-            "generator": generator,
-            "memory": {},
-            "cost": cost,
-        }
+        look = partial(
+            GuidedStep,
+            timesteps=torch.tensor(timesteps, device=sample.device),
+            class_labels=class_labels,
+            predict=predict,
+            diffusion=diffusion,
+            guidance=guidance,
+            generator=generator,
+            memory={},
+            cost=cost,
+        )
         for i, t in self.progress(timesteps):
-            step = GuidedStep(sample, i, **call)
-            for repeats in reversed(range(guidance.recurrences(step))):
+            step = look(sample, i)
+            for again in reversed(range(guidance.recurrences(step))):
                 shift = guidance.shift(step)
                 sample = take_step(step) + shift
-                if repeats:
-                    step = GuidedStep(step.noised_again(sample), i, **call)
+                if again:
+                    step = look(step.noised_again(sample), i)
             sample = on_step_end(sample, t, i)
         return sample, cost
 

@@ -35,7 +35,7 @@ def ddim_steps(
     """
     if guidance.guidances:
         warn_of_amplification(diffusion)
-    accepted = inspect.signature(scheduler.step).parameters
+    accepted = inspect.signature(scheduler.step).parameters  # by the scheduler's own
     scheduler = scheduler_on_guided_noise(scheduler, diffusion)
     options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
 

@@ -109,14 +109,6 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         batch_size = num_images(labels, batch_size)
         guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape, scheduler)
         latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
-        sample, cost = self.denoise(
-            latents,
-            ddpm_steps(diffusion, guidance),
-            diffusion,
-            diffusion.timesteps.tolist(),
-            guidance,
-            labels,
-            generator,
-            on_step_end,
-        )
+        take_step, timesteps = ddpm_steps(diffusion, guidance), diffusion.timesteps.tolist()
+        sample, cost = self.denoise(latents, take_step, diffusion, timesteps, guidance, labels, generator, on_step_end)
         return self.finish(sample, output_type, return_dict, cost)

@@ -21,6 +21,7 @@ from diffusers_cg import (
     NoisyClassifierModel,
 )
 from diffusers_cg.data.files import atomic_directory
+from diffusers_cg.diffusion import check_trained_process
 from diffusers_cg.errors import InputError
 from diffusers_cg.models import DTYPES
 from diffusers_cg.training.record import assembled_record, write_record
@@ -84,6 +85,12 @@ def main(settings: AssembleSettings) -> None:
         ddim_classifier_scale=settings.ddim_classifier_scale,
         **own,
     )
+    unconditional = None
+    if settings.unconditional_unet is not None:
+        unconditional = ADMUNet2DModel.from_pretrained(
+            settings.unconditional_unet, subfolder="unet", torch_dtype=dtype
+        )
+        check_trained_process(pipe.scheduler, unet_unconditional=unconditional)
     networks = {
         "unet": (settings.unet, "unet"),
         "classifier": (settings.classifier, "classifier"),
@@ -92,10 +99,7 @@ def main(settings: AssembleSettings) -> None:
     records = assembled_record({name: where for name, where in networks.items() if where[0] is not None})
     with atomic_directory(settings.output_dir, replaces="model_index.json") as directory:
         pipe.save_pretrained(directory)
-        if settings.unconditional_unet is not None:
-            unconditional = ADMUNet2DModel.from_pretrained(
-                settings.unconditional_unet, subfolder="unet", torch_dtype=dtype
-            )
+        if unconditional is not None:
             unconditional.save_pretrained(directory / "unet_unconditional")
         write_record(directory, records)
     print(f"Saved {settings.output_dir}.")

@@ -145,20 +145,22 @@ def in_class_order(images: ImageSet | ImageStream, *orders: Sequence[str] | None
 
 
 def checked_images(images: ImageSet | ImageStream, settings: "DataSettings") -> ImageSet | ImageStream:
-    """[`readable_images`], if the settings have them verified; a stream cannot be looked through beforehand.
+    """[`readable_images`], if the settings have them verified; of a stream the first few are looked at.
 
     Each of several processes looks at its share, and all learn what was found. All call this.
     """
+    processes = PartialState()
+    if isinstance(images, ImageStream) and settings.verify_images and processes.is_main_process:
+        images.warn_of_constant()
     if isinstance(images, ImageStream) or not settings.verify_images:
         return images
-    processes = PartialState()
     checked = look_at_images(images, settings.dataloader_num_workers, processes.process_index, processes.num_processes)
     checked = Checked(
         faults=dict(sorted(gather_object(list(checked.faults.items())))),
         constant=sorted(gather_object(checked.constant)),
     )
     if processes.is_main_process:
-        checked.warn(images)
+        images.warn_of_constant(checked.constant)
     return readable_images(images, settings.skip_bad_images, checked=checked, say=processes.print)
 
 

@@ -81,10 +81,12 @@ def diagnose(settings: UNetSettings, steps: int, samples: Look, images: Look) ->
         faults.append(
             f"they are noisy (pixels differ {noise:.1f} times as much from their neighbours as in the images)"
         )
-        remedies["more steps"] = None
         if settings.prediction_type == "epsilon":
             # the clean image is seen through what is left of it, so that errors of the noise are many times its own
-            remedies["--prediction_type v_prediction, which learns the noisiest timesteps sooner"] = None
+            remedies[
+                "a new training with --prediction_type v_prediction (it learns the noisiest timesteps in fewer steps)"
+            ] = None
+        remedies["more steps"] = None
     shifts = {
         name: sample - image
         for name, sample, image, *errors in zip(
@@ -95,7 +97,9 @@ def diagnose(settings: UNetSettings, steps: int, samples: Look, images: Look) ->
     if shifts:
         off = ", ".join(f"{name} {shift:+.2f}" for name, shift in shifts.items())
         faults.append(f"their colours are off the images' ({off} of a range of 2)")
-        remedies |= dict.fromkeys(("more steps", "a larger --total_batch_size", "a lower --learning_rate"))
+        remedies["more steps"] = None
+        if noise <= MOST_NOISE:  # which has a mean of its own
+            remedies |= dict.fromkeys(("a larger --total_batch_size", "a lower --learning_rate"))
     contrast = sum(samples.spread) / sum(images.spread) if any(images.spread) else 1.0
     if not shifts and not 1 / MOST_CONTRAST < contrast < MOST_CONTRAST:
         faults.append(f"they have {contrast:.1f} times the contrast of the images")

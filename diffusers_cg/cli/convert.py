@@ -75,13 +75,13 @@ class ConvertSettings(CheckpointSettings):
     """
 
     unet: Positional[Path]
-    """OpenAI's file (.pt), or one of its layout; a folder of BiliSakura/ADM-* or xutongda/adm_*."""
+    """OpenAI's file (.pt), or one of its layout; BiliSakura/ADM-* or xutongda/adm_* on the Hub, or a folder of such a one."""
 
     output: Path
     """Folder to write; a pipeline that is there is replaced."""
 
     classifier: Path | None = None
-    """The classifier's file."""
+    """The classifier's file, folder or repository."""
 
     dtype: Dtype = "fp32"
     """Precision of the stored weights."""
@@ -155,6 +155,7 @@ def run(settings: ConvertSettings) -> None:
     from diffusers_cg.data.files import atomic_directory
     from diffusers_cg.hub.model_card import write_openai_model_card
     from diffusers_cg.models import DTYPES
+    from diffusers_cg.models.hub_formats import path_or_download
     from diffusers_cg.models.own_layouts import register_layouts
     from diffusers_cg.pipelines.conversion import convert_checkpoints
 
@@ -162,8 +163,8 @@ def run(settings: ConvertSettings) -> None:
         register_layouts(settings.layouts)
     with plain_warnings():
         pipe, preset = convert_checkpoints(
-            settings.unet,
-            settings.classifier,
+            path_or_download(settings.unet),
+            None if settings.classifier is None else path_or_download(settings.classifier),
             torch_dtype=DTYPES[settings.dtype],
             unet_facts=facts_of(settings),
             classifier_facts=classifier_facts_of(settings),

@@ -25,16 +25,17 @@ class InspectSettings(CheckpointSettings):
     """Says what a checkpoint is, without reading its weights: its kind, layout, flags and schedule, and how sure that is."""
 
     file: Positional[Path]
-    """The checkpoint, or a folder, as for convert."""
+    """The checkpoint: a file, a folder or a repository, as for convert."""
 
 
 def run(settings: InspectSettings) -> None:
+    from diffusers_cg.models.hub_formats import path_or_download
     from diffusers_cg.models.openai_files import examine
     from diffusers_cg.models.own_layouts import register_layouts
 
     if settings.layouts is not None:
         register_layouts(settings.layouts)
-    print("\n".join(describe(examine(settings.file, **facts_of(settings)))))
+    print("\n".join(describe(examine(path_or_download(settings.file), **facts_of(settings)))))
 
 
 def describe(examined: "Examined") -> list[str]:

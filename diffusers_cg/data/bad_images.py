@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from diffusers_cg.data.image_sets import ImageSet, StoredImage, warn_of_constant
+from diffusers_cg.data.image_sets import ImageSet, StoredImage
 from diffusers_cg.data.images import look_at_image
 from diffusers_cg.errors import InputError
 
@@ -23,10 +23,6 @@ class Checked(NamedTuple):
 
     faults: dict[int, str]
     constant: list[int]
-
-    def warn(self, images: ImageSet) -> None:
-        """Warns, once, of those of the images that come out in one colour."""
-        warn_of_constant(images.source, [images[index].name for index in self.constant], len(images))
 
 
 def look_at_images(images: ImageSet, num_workers: int = 0, part: int = 0, num_parts: int = 1) -> Checked:
@@ -68,7 +64,7 @@ def find_bad_images(images: ImageSet, num_workers: int = 0) -> dict[int, str]:
     out in one colour.
     """
     checked = look_at_images(images, num_workers)
-    checked.warn(images)
+    images.warn_of_constant(checked.constant)
     return checked.faults
 
 

@@ -88,7 +88,7 @@ def open_folder(
         if len(names) < 2 or names[0] == "":
             owners, names = [ONLY_CLASS] * len(files), [ONLY_CLASS]
     if names is not None and labels == "required":
-        _check_classes(root, names, owners, known_classes is None and num_classes is None)
+        _check_classes(root, names, owners, left_out, known_classes is None and num_classes is None)
     if not files:
         raise InputError(f"{printable(root)} holds no images{describe_left_out(left_out)}.")
     numbers = class_names = None
@@ -179,12 +179,12 @@ def _by_file_name(root: Path, files: Sequence[Path], left_out: Counter) -> tuple
     return named, [file.name.partition("_")[0] for file in named]
 
 
-def _check_classes(root: Path, names: Sequence[str], owners: Sequence[str], are_all: bool) -> None:
+def _check_classes(root: Path, names: Sequence[str], owners: Sequence[str], left_out: Counter, are_all: bool) -> None:
     """Raises `InputError` if there are no classes or, where these are all of them, one has no images or is alone."""
     if not names:
         raise InputError(
-            f"{root} has no subfolders: it must hold one subfolder of images per class, or files called CLASS_NUMBER with "
-            "--class_from_file_name."
+            f"{root} has no subfolders{describe_left_out(left_out)}: it must hold one subfolder of images per class, or files "
+            "called CLASS_NUMBER with --class_from_file_name."
         )
     if not are_all:
         return

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,8 +23,8 @@ from diffusers_cg.data.classes import (
     same_classes,
 )
 from diffusers_cg.data.files import printable
-from diffusers_cg.data.image_sets import EncodedImages, StoredImage, summary
-from diffusers_cg.data.images import ImageRange
+from diffusers_cg.data.image_sets import EncodedImages, StoredImage, constant_images, summary
+from diffusers_cg.data.images import ImageRange, look_at_image
 from diffusers_cg.errors import InputError, MissingExtraError, import_extra
 
 
@@ -40,7 +41,7 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 KEY = "__key__"  # webdataset's name of an example
 LABEL_COLUMNS = ("label", "cls")
 TEXT = ("string", "large_string")
-FIRST_IMAGES = 16  # of a stream, whose content stands for all in its fingerprint
+FIRST_IMAGES = 16  # of a stream, which stand for all
 
 
 @dataclass(eq=False, kw_only=True)
@@ -112,6 +113,14 @@ class ImageStream:
     def summary(self) -> str:
         """As of an [`ImageSet`]."""
         return summary("a stream of images", self.source, self.class_names, {})
+
+    def warn_of_constant(self) -> None:
+        """As of an [`ImageSet`], of the first few images."""
+        first = list(itertools.islice(self, FIRST_IMAGES))
+        constant = [stored.name for stored in first if look_at_image(stored.content, stored.image_range)[1]]
+        if constant:
+            counted = f"{len(constant)} of the first {len(first)} images of {self.source}"
+            warnings.warn(constant_images(counted, ", ".join(constant[:3])), stacklevel=2)
 
     def fingerprint(self) -> str:
         """SHA-256, shortened, of the first few images, which tells another stream from this one."""

@@ -167,13 +167,35 @@ class ImageSet(Sequence[StoredImage]):
     def is_lossy(self) -> bool:
         """Whether files of the set are in a format that loses something."""
 
-    @abstractmethod
     def batches(self, batch_size: int) -> Iterator[np.ndarray]:
-        """All images in order, (B, H, W, C) uint8; the last batch may be smaller.
+        """All images in order, (B, H, W, C) uint8; the last batch may be smaller. Warns of those that come out in one colour.
 
         Raises:
             InputError: if a file is damaged.
         """
+        constant, first = [], 0
+        for batch in self._batches(batch_size):
+            is_constant = (batch == batch[:, :1, :1]).all(axis=(1, 2, 3))
+            constant += (first + np.flatnonzero(is_constant)).tolist()
+            first += len(batch)
+            yield batch
+        self.warn_of_constant(constant)
+
+    @abstractmethod
+    def _batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        """[`batches`], without a look at them."""
+
+    def warn_of_constant(self, indices: Sequence[int]) -> None:
+        """Warns, once, of images that come out in one colour."""
+        if len(indices):
+            named = ", ".join(self.name(index) for index in indices[:3]) + (", ..." if len(indices) > 3 else "")
+            warnings.warn(
+                constant_images(f"{len(indices)} of {len(self)} images of {self.source}", named), stacklevel=2
+            )
+
+    def name(self, index: int) -> str:
+        """What an image is called."""
+        return self[index].name
 
     @abstractmethod
     def content_hash(self) -> str:
@@ -242,13 +264,10 @@ class EncodedImages(ImageSet):
     def content_hash(self) -> str:
         return self._headers.digest
 
-    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
-        images, constant = iter(self), []
+    def _batches(self, batch_size: int) -> Iterator[np.ndarray]:
+        images = iter(self)
         while batch := list(itertools.islice(images, batch_size)):
-            pixels = np.stack([self._pixels(image) for image in batch])
-            constant += [image.name for image, one in zip(batch, pixels) if (one == one[0, 0]).all()]
-            yield pixels
-        warn_of_constant(self.source, constant, len(self))
+            yield np.stack([self._pixels(image) for image in batch])
 
     def _pixels(self, stored: StoredImage) -> np.ndarray:
         _, height, width, channels = self.shape
@@ -338,7 +357,10 @@ class ArrayImages(ImageSet):
         return self.shape[0]
 
     def __getitem__(self, index: int) -> StoredImage:
-        return StoredImage(f"image {index} of {self.source}", self.images[index], self.label(index), self.image_range)
+        return StoredImage(self.name(index), self.images[index], self.label(index), self.image_range)
+
+    def name(self, index: int) -> str:
+        return f"image {index} of {self.source}"
 
     def select(self, indices: Sequence[int]) -> "ArrayImages":
         labels = None if self.labels is None else self.labels[indices]
@@ -351,7 +373,7 @@ class ArrayImages(ImageSet):
             image_range=self.image_range,
         )
 
-    def batches(self, batch_size: int) -> Iterator[np.ndarray]:
+    def _batches(self, batch_size: int) -> Iterator[np.ndarray]:
         for batch in self.stored_batches(batch_size):
             yield batch if self.shape == self.stored_shape else np.stack([self._resized(image) for image in batch])
 
@@ -394,15 +416,12 @@ def check_array(
     return shape
 
 
-def warn_of_constant(source: str, names: Sequence[str], num_images: int) -> None:
-    """Warns, once, of images that come out in one colour."""
-    if names:
-        more = ", ..." if len(names) > 3 else ""
-        warnings.warn(
-            f"{len(names)} of {num_images} images of {source} come out in one single colour ({', '.join(names[:3])}{more}): "
-            "where that is not what the files show, --image_range says which values are black and white.",
-            stacklevel=2,
-        )
+def constant_images(counted: str, named: str) -> str:
+    """A sentence on images that come out in one colour."""
+    return (
+        f"{counted} come out in one single colour ({named}): where that is not what the files show, --image_range says which "
+        "values are black and white."
+    )
 
 
 @dataclass(frozen=True)

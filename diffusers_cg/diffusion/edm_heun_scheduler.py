@@ -3,8 +3,8 @@
 import math
 
 import torch
-from diffusers import ConfigMixin, DDPMScheduler, SchedulerMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 

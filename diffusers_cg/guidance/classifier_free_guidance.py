@@ -142,7 +142,7 @@ def check_unet(name: str, unet: nn.Module, call: GuidedCall) -> None:
 class IdentityAttention:
     """Attention whose matrix is the identity: each position gets its own value."""
 
-    def __call__(self, attn: Attention, hidden_states: torch.Tensor, **ignored) -> torch.Tensor:
+    def __call__(self, attn: Attention, hidden_states: torch.Tensor, temb=None, **ignored) -> torch.Tensor:
         residual, shape = hidden_states, hidden_states.shape
         hidden_states = hidden_states.flatten(2).transpose(1, 2)  # (B, H W, C)
         if attn.group_norm is not None:

@@ -8,9 +8,13 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from diffusers_cg.diffusion import check_trained_process
 from diffusers_cg.errors import InputError
 from diffusers_cg.guidance.guidance import Guidance, check_per_image, per_image
 from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
+
+
+MIN_ENTROPY = 1e-6  # nats; of a surer classifier float32 gives rounding errors in place of a gradient
 
 
 class ClassifierGuidance(Guidance):
@@ -22,8 +26,8 @@ class ClassifierGuidance(Guidance):
             those of the call otherwise.
         scale (`float` or one per image): s of the paper; 0 is off.
         entropy_driven (`bool`): Whether each image's scale grows as the classifier gets sure of it, s ln C / H(p(y | x_t))
-            with H the entropy over its C classes (*Entropy-driven Sampling and Training Scheme for Conditional Diffusion
-            Generation*, Zheng et al., 2022).
+            with H the entropy over its C classes, in nats, of at least 1e-6 (*Entropy-driven Sampling and Training Scheme for
+            Conditional Diffusion Generation*, Zheng et al., 2022; their code has no such floor).
         at_mean (`bool`): Whether the gradient is that of log p(y | x_{t-1}) at the mean of x_{t-1}, as section 4.1 derives
             Algorithm 1, in place of log p(y | x_t) at x_t, as the paper's code does.
     """
@@ -46,6 +50,7 @@ class ClassifierGuidance(Guidance):
 
     def check(self, call: GuidedCall) -> None:
         check_per_image("`scale`", self.scale, call)
+        check_trained_process(call.scheduler, classifier=self.classifier)
         check_reads(self.classifier, call.shape[1:])
         check_labels(self.class_labels, call, self.classifier.config.num_classes)
 
@@ -59,7 +64,7 @@ class ClassifierGuidance(Guidance):
         step.cost.update(classifier=1, backward=1)
         if self.entropy_driven:
             log_probs = logits.log_softmax(dim=-1)
-            entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+            entropy = (-log_probs.exp() * log_probs).sum(dim=-1).clamp(min=MIN_ENTROPY)
             scale = scale * (math.log(logits.shape[-1]) / entropy).reshape(-1, 1, 1, 1)
         return scale * gradient
 

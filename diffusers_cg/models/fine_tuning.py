@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from diffusers_cg.errors import InputError
 from diffusers_cg.models.adm_trunk import level_resolutions
 from diffusers_cg.models.adm_unet import ADMUNet2DModel
+from diffusers_cg.models.hub_formats import is_foreign
 from diffusers_cg.models.noisy_classifier import NoisyClassifierModel
 from diffusers_cg.models.openai_layout import describe_faults
 
@@ -77,14 +78,14 @@ def load_pretrained(model_class: type[Model], path: str | Path) -> Model:
         raise InputError(f"There is no file {path} to start from.")
     where = {} if (Path(path) / "config.json").is_file() else {"subfolder": subfolder}
     try:
-        class_name = model_class.load_config(path, **where).get("_class_name")
+        config = model_class.load_config(path, **where)
     except (OSError, HFValidationError) as error:
         raise InputError(
             f"{path} is no {name}: pass a .pt or .safetensors file, a folder with config.json or with {subfolder}/, or "
             "the id of such a pipeline on the Hub."
         ) from error
-    if class_name != name:
-        raise InputError(f"{path} holds a {class_name}, not a {name}.")
+    if config.get("_class_name") != name and not is_foreign(config):
+        raise InputError(f"{path} holds a {config.get('_class_name')}, not a {name}.")
     model, info = model_class.from_pretrained(path, output_loading_info=True, ignore_mismatched_sizes=True, **where)
     misshapen = {key: (before, after) for key, before, after in info["mismatched_keys"]}
     faults = describe_faults(sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), misshapen)

@@ -1,6 +1,7 @@
 """ADM networks that others put on the Hub in diffusers' format, recognised by config and names, without their code."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from huggingface_hub import snapshot_download
 from diffusers_cg.errors import InputError
 from diffusers_cg.models.openai_flags import ALL_FLAGS, SCHEDULES, layout_facts_of_flags
 from diffusers_cg.models.openai_layout import openai_entries
-from diffusers_cg.models.weight_files import InFiles, Parameters, list_few, weight_files
+from diffusers_cg.models.weight_files import FILE_SUFFIXES, InFiles, Parameters, list_few, weight_files
 
 
 FORK_WORDS = ("attention_legacy_order", "time_embedding_type")  # of xutongda/adm_*
@@ -101,6 +102,12 @@ def download(repo_id: str, subfolder: str | None = None, **options: Any) -> Path
     inner = f"{subfolder}/" if subfolder else ""
     patterns = [f"{inner}*.json", "scheduler/*.json", f"{inner}*.safetensors", f"{inner}*.bin"]
     return Path(snapshot_download(repo_id, allow_patterns=patterns, **options))
+
+
+def path_or_download(source: str | Path) -> Path:
+    """A file or folder; or, where there is none and it is named `OWNER/NAME`, the folder of that repository on the Hub."""
+    is_repository = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and Path(source).suffix not in FILE_SUFFIXES
+    return download(str(source)) if is_repository and not Path(source).exists() else Path(source)
 
 
 def _process_beside(folder: Path) -> dict[str, Any]:

@@ -393,7 +393,8 @@ class OpenAICheckpointMixin:
         path_or_state_dict: str | Path | Mapping[str, torch.Tensor],
         *,
         torch_dtype: torch.dtype = torch.float32,
-        **facts: int | float | bool | str | None,
+        dtype: torch.dtype | None = None,
+        **facts: int | float | bool | str | tuple[int, int] | None,
     ) -> "Self":
         """Loads a checkpoint of guided-diffusion or improved-diffusion.
 
@@ -406,9 +407,10 @@ class OpenAICheckpointMixin:
                 what it holds, or a folder of one of the formats that others put on the Hub. Files of averaged weights
                 (`ema_0.9999_*.pt`) have the same layout. A wrapper or trainer around the parameters is taken off.
             torch_dtype (`torch.dtype`): Of the model; half-precision files are widened to it.
+            dtype (`torch.dtype`, *optional*): Its newer name, as of `from_pretrained`.
             layout (`str`, *optional*): The row of the table that it is, whatever its name.
             entry (`str`, *optional*): Which of several networks in one file (`"ema"`).
-            sample_size (`int`, *optional*): Side of the image in pixels.
+            sample_size (`int` or `tuple[int, int]`, *optional*): Side of the image in pixels, or its height and width.
             attention_head_dim, num_attention_heads (`int`, *optional*): Width of every attention head
                 (`num_head_channels`), or their number at every level (`num_heads`).
             new_attention_order (`bool`, *optional*): Whether query, key and value are stacked as wholes
@@ -426,7 +428,9 @@ class OpenAICheckpointMixin:
             FileNotFoundError, InputError: if the file cannot be read, is of another kind of network, has parameters
                 missing or left over, needs a fact that was not given, or contradicts one that was.
         """
-        return cls.from_checkpoint(open_checkpoint(path_or_state_dict, cls._openai_kind, **facts), torch_dtype)
+        return cls.from_checkpoint(
+            open_checkpoint(path_or_state_dict, cls._openai_kind, **facts), dtype or torch_dtype
+        )
 
     @classmethod
     @torch.no_grad()
@@ -470,7 +474,8 @@ class OpenAICheckpointMixin:
         if not folder.is_dir():
             folder = download(str(folder), **where)
         folder = folder / (kwargs.get("subfolder") or "")
-        model = cls.from_single_file(folder, torch_dtype=kwargs.get("torch_dtype") or torch.float32)
+        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32
+        model = cls.from_single_file(folder, dtype=dtype)
         nothing = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
         return (model, nothing) if kwargs.get("output_loading_info") else model
 

@@ -1,11 +1,13 @@
 """What names and shapes of its parameters tell of a network of OpenAI's, and which of the table's it may be."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from diffusers_cg.errors import InputError
+from diffusers_cg.models.adm_trunk import height_and_width
 from diffusers_cg.models.presets import LAYOUTS, PRESETS, Layout
 from diffusers_cg.models.weight_files import list_few
 
@@ -28,23 +30,24 @@ class Recognised:
         kind (`str`): `"unet"` or `"classifier"`.
         arguments (`dict`): Constructor arguments, all but those that the shapes leave open.
         attention_levels (`tuple[int, ...]`): Levels with attention, by number, finest first.
-        coarsest_side (`int`, *optional*): Side of the coarsest feature map, where attention pooling tells it.
+        coarsest_pixels (`int`, *optional*): Those of the coarsest feature map, where attention pooling tells their number.
     """
 
     kind: str
     arguments: dict[str, Any]
     attention_levels: tuple[int, ...]
-    coarsest_side: int | None = None
+    coarsest_pixels: int | None = None
 
     @property
     def sample_size(self) -> int | None:
-        """Side of the image, where attention pooling tells it."""
-        levels = len(self.arguments["channel_multipliers"])
-        return None if self.coarsest_side is None else self.coarsest_side * 2 ** (levels - 1)
+        """Side of the image, where attention pooling tells it; of square ones."""
+        if self.coarsest_pixels is None:
+            return None
+        return square_side(self.coarsest_pixels, len(self.arguments["channel_multipliers"]))
 
-    def arguments_at(self, sample_size: int) -> dict[str, Any]:
+    def arguments_at(self, sample_size: int | Sequence[int]) -> dict[str, Any]:
         """The arguments for a network of this image size."""
-        resolutions = tuple(sample_size // 2**level for level in self.attention_levels)
+        resolutions = tuple(min(height_and_width(sample_size)) // 2**level for level in self.attention_levels)
         return {**self.arguments, "sample_size": sample_size, "attention_resolutions": resolutions}
 
 
@@ -73,7 +76,7 @@ class Shapes(dict[str, tuple[int, ...]]):
 
 def recognise(
     shapes: Mapping[str, tuple[int, ...]],
-    sample_size: int | None = None,
+    sample_size: int | Sequence[int] | None = None,
     layers_per_block: int | None = None,
     low_res_channels: int | None = None,
 ) -> Recognised:
@@ -81,7 +84,7 @@ def recognise(
 
     Args:
         shapes (`Mapping[str, tuple[int, ...]]`): Shape of every parameter.
-        sample_size, layers_per_block, low_res_channels (`int`, *optional*): Facts that settle it where shapes do not.
+        sample_size, layers_per_block, low_res_channels (*optional*): Facts that settle it where shapes do not.
 
     Raises:
         InputError: if these are not the parameters of such a network, or the shapes allow several.
@@ -90,7 +93,7 @@ def recognise(
     shapes.check_project()
     base_channels = shapes["time_embed.0.weight"][1]
     blocks = _blocks_down(shapes)
-    coarsest_side = None
+    coarsest_pixels = None
     if shapes.numbers("output_blocks"):
         kind, own = "unet", _unet_arguments(shapes, low_res_channels)
         layers_per_block, resample_type = _resampling_of_the_way_up(shapes)
@@ -99,8 +102,8 @@ def recognise(
         kind, own = "classifier", _classifier_arguments(shapes)
         resample_type = "conv" if any(block.convolves for block in blocks) else "resnet"
         if own["pool"] == "attention":  # whose positions are the coarsest map's, and one more
-            coarsest_side = round((shapes["out.2.positional_embedding"][1] - 1) ** 0.5)
-        layers_per_block, levels = _choose_levels(blocks, layers_per_block, coarsest_side, sample_size)
+            coarsest_pixels = shapes["out.2.positional_embedding"][1] - 1
+        layers_per_block, levels = _choose_levels(blocks, layers_per_block, coarsest_pixels, sample_size)
     if levels is None:
         raise InputError("The blocks of this checkpoint are not arranged in levels as guided-diffusion's are.")
 
@@ -117,7 +120,7 @@ def recognise(
             "resnet_time_scale_shift": "scale_shift" if adagn else "default",
         },
         attention_levels=tuple(i for i, level in enumerate(levels) if level.attends),
-        coarsest_side=coarsest_side,
+        coarsest_pixels=coarsest_pixels,
     )
 
 
@@ -249,22 +252,32 @@ def _resampling_of_the_way_up(shapes: Shapes) -> tuple[int, str]:
     return max(shapes.numbers("output_blocks")), "resnet"  # a single level
 
 
+def square_side(coarsest_pixels: int, num_levels: int) -> int:
+    """Side of the square image whose coarsest feature map has so many pixels."""
+    return math.isqrt(coarsest_pixels) * 2 ** (num_levels - 1)
+
+
 def _choose_levels(
-    blocks: list[_Block], layers_per_block: int | None, coarsest_side: int | None, sample_size: int | None
+    blocks: list[_Block],
+    layers_per_block: int | None,
+    coarsest_pixels: int | None,
+    sample_size: int | Sequence[int] | None,
 ) -> tuple[int, list[_Block] | None]:
     """Residual blocks per level, and the levels, of a classifier, whose shapes may allow several."""
     choices = {number: _levels(blocks, number) for number in range(1, len(blocks) + 1)}
     choices = {number: levels for number, levels in choices.items() if levels is not None}
     if layers_per_block is not None:
         choices = {number: levels for number, levels in choices.items() if number == layers_per_block}
-    if sample_size is not None and coarsest_side is not None:
-        sides = {number: coarsest_side * 2 ** (len(levels) - 1) for number, levels in choices.items()}
-        if choices and sample_size not in sides.values():
+    if sample_size is not None and coarsest_pixels is not None:
+        pixels = math.prod(height_and_width(sample_size))
+        fitting = {n: levels for n, levels in choices.items() if coarsest_pixels * 4 ** (len(levels) - 1) == pixels}
+        if choices and not fitting:
+            sides = sorted({square_side(coarsest_pixels, len(levels)) for levels in choices.values()})
             raise InputError(
-                f"This classifier's attention pooling reads images of {' or '.join(map(str, sorted(set(sides.values()))))}, "
+                f"This classifier's attention pooling reads images of {' or '.join(map(str, sides))}, "
                 f"not of sample_size={sample_size}: leave that out."
             )
-        choices = {number: levels for number, levels in choices.items() if sides[number] == sample_size}
+        choices = fitting
     if len(choices) > 1:
         raise InputError(
             "The shapes of this classifier allow several numbers of residual blocks per level: pass layers_per_block, "

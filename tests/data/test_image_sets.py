@@ -174,8 +174,12 @@ def test_labels_that_are_ignored_optional_or_required(tmp_path):
     assert (one.class_names, one.labels.tolist(), one[1].label) == (["images"], [0, 0], 0)
     with pytest.raises(InputError, match="has one class only, deep: guidance needs at least two"):
         open_images(folder / "1", "required")
-    with pytest.raises(InputError, match="has no subfolders: it must hold one subfolder of images per class"):
+    with pytest.raises(InputError, match="has no subfolders.*: it must hold one subfolder of images per class"):
         open_images(folder / "1" / "deep", "required")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "train.zip").touch()
+    with pytest.raises(InputError, match="has no subfolders; left out: 1 .zip: it must hold"):
+        open_images(tmp_path / "packed", "required")
 
 
 def test_classes_of_an_npz(tmp_path):
@@ -265,6 +269,15 @@ def test_pictures_that_come_out_constant_are_warned_of(tmp_path):
     for look in (find_bad_images, lambda images: list(images.batches(2))):
         with pytest.warns(UserWarning, match="1 of 2 images of .* one single colour .*black.png.*--image_range"):
             look(open_images(tmp_path))
+    array = np.stack([pixels(1)[0], np.zeros((8, 8, 3), dtype=np.uint8)])
+    for source in (array, save_npz(tmp_path / "a.npz", array)):
+        with pytest.warns(UserWarning, match="1 of 2 images of .* one single colour .image 1 of"):
+            list(open_images(source).batches(1))
+    stream = datasets.Dataset.from_dict(
+        {"image": list(array)}, features=datasets.Features({"image": datasets.Image()})
+    )
+    with pytest.warns(UserWarning, match="1 of the first 2 images of .* one single colour .image 1 of"):
+        open_images(stream.to_iterable_dataset()).warn_of_constant()
 
 
 def test_a_range_of_values_is_that_of_every_source(tmp_path):

@@ -82,6 +82,17 @@ def test_labels_and_scale_belong_to_the_guidance(scale):
     assert torch.equal(one_label, ClassifierGuidance(classifier, [3] * 4, scale)(step))
 
 
+@pytest.mark.parametrize("sharpness", [1e2, 1e3, 1e5])
+def test_an_entropy_driven_scale_of_a_classifier_that_is_sure(sharpness):
+    """Whose entropy is next to nothing, or nothing."""
+    classifier = tiny.classifier()
+    classifier.register_forward_hook(lambda _, args, output: type(output)(logits=sharpness * output.logits))
+    step = GuidedStep(SAMPLE, 0, torch.tensor([10]), None, None, None, None)
+    sure = classifier(SAMPLE, torch.tensor([10])).logits.argmax(dim=1)
+    gradient = ClassifierGuidance(classifier, sure, entropy_driven=True)(step)
+    assert gradient.isfinite().all() and gradient.abs().max() < 10 * sharpness
+
+
 @every_pooling
 def test_images_do_not_influence_each_other(pool):
     classifier = tiny.classifier(pool=pool)

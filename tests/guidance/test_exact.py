@@ -28,7 +28,7 @@ from diffusers_cg.guidance import EnergyGuidance, Guidance, TrainingFreeGuidance
 BOUND = 0.06  # 0.05 is the noise of 1,500 samples, the rest the error of the steps
 CONFIG = PROCESS.config
 SAMPLERS = {
-    "ddpm": (PROCESS, 150),
+    "ddpm": (PROCESS, 100),
     "ddim": (DDIMScheduler.from_config(CONFIG), 60),
     "multistep": (DPMSolverMultistepScheduler.from_config(CONFIG, use_karras_sigmas=True), 20),
     "euler": (EulerDiscreteScheduler.from_config(CONFIG, use_karras_sigmas=True), 40),

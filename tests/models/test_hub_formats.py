@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from processes import run_here
 from reference import CASES, FORWARD, reference_classifier, reference_unet, rule_state_dict
 from safetensors.torch import save_file
 
 from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDIMPipeline, NoisyClassifierModel
 from diffusers_cg.errors import InputError
+from diffusers_cg.models.fine_tuning import load_pretrained
 from diffusers_cg.models.openai_layout import openai_entries
 from diffusers_cg.pipelines.conversion import convert_checkpoints
 
@@ -89,6 +91,21 @@ def test_from_the_hub(fork, hub):
     hub.put("them/adm", {path.name: path.read_bytes() for path in fork.iterdir()} | {"unet.py": b"raise SystemExit"})
     unet = ADMUNet2DModel.from_pretrained("them/adm")
     assert same_output(unet, reference_unet("unconditional_dropout")) and unet.config.num_train_timesteps == 1000
+
+
+def test_a_repository_is_converted_and_inspected(fork, hub, tmp_path):
+    hub.put("them/adm", {path.name: path.read_bytes() for path in fork.iterdir()})
+    converted = run_here("convert", "them/adm", "--output", tmp_path / "pipeline")
+    assert converted.status == 0, converted.output
+    loaded = ClassifierGuidedDDIMPipeline.from_pretrained(tmp_path / "pipeline")
+    assert same_output(loaded.unet, reference_unet("unconditional_dropout"))
+    assert "kind: unet, unconditional, learned variance" in run_here("inspect", "them/adm").output
+    nowhere = run_here("convert", "them/nothing", "--output", tmp_path / "other")
+    assert nowhere.status == 2 and "them/nothing" in nowhere.output
+
+
+def test_training_starts_from_such_a_folder(fork):
+    assert same_output(load_pretrained(ADMUNet2DModel, fork), reference_unet("unconditional_dropout"))
 
 
 def test_a_folder_becomes_a_pipeline(fork, tmp_path):

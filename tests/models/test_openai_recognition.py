@@ -253,6 +253,22 @@ def test_attention_pooling_tells_the_image_size():
     assert torch.equal(classifier(FORWARD["x"], FORWARD["t"]).logits, expected)
 
 
+@pytest.mark.parametrize("model_class", [ADMUNet2DModel, NoisyClassifierModel])
+def test_networks_of_images_that_are_not_square(model_class):
+    architecture = {
+        "sample_size": (24, 16), "base_channels": 32, "channel_multipliers": (1, 2), "layers_per_block": 1,
+        "attention_resolutions": (8,), "attention_head_dim": 32,
+    }  # fmt: skip
+    classes = {"num_classes": 3} if model_class is NoisyClassifierModel else {}
+    state_dict = model_class(**architecture, **classes).to(torch.float64).to_openai_state_dict()
+    facts = {"sample_size": (24, 16), "attention_head_dim": 32, "new_attention_order": False}
+    loaded = model_class.from_single_file(state_dict, **facts, dtype=torch.float64)
+    assert loaded.dtype == torch.float64
+    assert {name: loaded.config[name] for name in architecture} == architecture
+    if model_class is NoisyClassifierModel:  # whose attention pooling counts the pixels
+        assert "not of sample_size=(32, 16)" in refused(model_class, state_dict, **{**facts, "sample_size": (32, 16)})
+
+
 def test_resampling_without_parameters_is_refused():
     shapes = {k: v for k, v in UNETS["no_updown_no_adagn"]["shapes"].items() if ".op." not in k}
     assert "conv_resample=False" in refused(ADMUNet2DModel, on_meta(shapes), sample_size=16, num_attention_heads=1)

@@ -11,6 +11,8 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
     LCMScheduler,
     UNet2DModel,
 )
@@ -41,6 +43,15 @@ def test_an_assigned_scheduler_is_as_good_as_one_given_to_the_constructor(kind, 
     assigned.scheduler = scheduler
     assert torch.equal(draw(assigned), draw(given))
     assert assigned.scheduler is scheduler
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "solver", [HeunDiscreteScheduler, KDPM2DiscreteScheduler]
+)  # which have other betas by default
+def test_a_scheduler_made_from_the_config_has_the_pipeline_s_betas(kind, solver):
+    pipe = tiny.pipeline(kind, scheduler=DDPMScheduler(variance_type="learned_range"))
+    assert torch.equal(solver.from_config(pipe.scheduler.config).betas, DDPMScheduler().betas)
 
 
 @BOTH

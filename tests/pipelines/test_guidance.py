@@ -475,6 +475,7 @@ def test_a_classifier_that_does_not_fit_is_said_at_the_call(kind):
     for changed, said in [
         ({"in_channels": 1}, "reads 1 channels"),
         ({"num_classes": 3}, r"0\.\.2"),
+        ({"num_train_timesteps": 400}, "trained with num_train_timesteps=400"),
         ({"sample_size": 16, "attention_resolutions": (8,)}, "reads images of"),
         ({"channel_multipliers": (1, 1, 1, 1, 1), "sample_size": 16, "pool": "adaptive"}, "multiples of 16"),
     ]:

@@ -123,6 +123,31 @@ def test_the_share_of_the_start_is_that_of_the_average_of_diffusers(changed):
         assert logs["average/decay"] == pytest.approx(average.cur_decay_value)
 
 
+@pytest.mark.parametrize(
+    "steps, mean, error, spread, noise",
+    [(230, -0.130, 0.064, 0.744, 0.297), (460, -0.240, 0.046, 0.699, 0.249), (600, -0.299, 0.029, 0.670, 0.238)],
+)
+def test_previews_of_a_short_training_that_predicts_noise(steps, mean, error, spread, noise):
+    """Of the front page's first training with `--prediction_type epsilon`: of its 25 DDIM steps, many images are speckles."""
+    digits = Look(mean=[-0.376], mean_error=[0.006], spread=[0.698], noise=0.132)
+    sentence = diagnose(settings(), steps, Look([mean], [error], [spread], noise), digits)
+    assert "noisy" in sentence and "try a new training with --prediction_type v_prediction" in sentence
+    assert "--learning_rate" not in sentence
+
+
+@pytest.mark.parametrize(
+    "steps, mean, error, spread, noise",
+    [(230, -0.399, 0.005, 0.653, 0.132), (460, -0.385, 0.005, 0.657, 0.126), (600, -0.383, 0.005, 0.660, 0.126)],
+)
+def test_previews_of_a_short_training_that_predicts_v(steps, mean, error, spread, noise):
+    """The same with `--prediction_type v_prediction`, as it stands there."""
+    digits = Look(mean=[-0.376], mean_error=[0.006], spread=[0.698], noise=0.132)
+    assert (
+        diagnose(settings(prediction_type="v_prediction"), steps, Look([mean], [error], [spread], noise), digits)
+        is None
+    )
+
+
 def test_digits_that_ship_look_right_and_with_speckles_they_do_not(digits):
     images = TrainingImages(open_folder(digits / "train", "required"), 16, 1)
     real = torch.stack([item["clean_images"] for of_class in examples_by_class(images, 10, 10) for item in of_class])

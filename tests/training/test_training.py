@@ -213,13 +213,13 @@ def test_unconditional_and_fixed_variance_unets(train, tmp_path, class_condition
 # ------------------------------------------------------------------------------------------- as typed, from end to end
 
 
-def test_from_digits_to_guided_samples_as_typed(few_digits, tiny_flags, train, tmp_path):
+def test_from_digits_to_guided_samples_as_typed(few_digits, tiny_flags, train, trained_unet, tmp_path):
     def run(*command):
         done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
         return done
 
-    flags = {"checkpointing_steps": 500, "save_images_epochs": 1}
+    flags, v_prediction = {"checkpointing_steps": 500, "save_images_epochs": 1}, {"prediction_type": "v_prediction"}
     unet, classifier, unconditional = tmp_path / "unet", tmp_path / "classifier", tmp_path / "unconditional"
     run(
         *(sys.executable, "-m", "diffusers_cg.training.train_classifier"),
@@ -228,10 +228,10 @@ def test_from_digits_to_guided_samples_as_typed(few_digits, tiny_flags, train, t
     assert list((classifier / "validation").glob("*.png"))
     run(
         *(Path(sys.executable).with_name("accelerate"), "launch", "training/train_unet.py"),
-        *tiny_flags(output_dir=unet, classifier=classifier, ddpm_num_inference_steps=2, **flags),
+        *tiny_flags(output_dir=unet, classifier=classifier, ddpm_num_inference_steps=2, **v_prediction, **flags),
     )
     assert list((unet / "samples").glob("*.png"))
-    train("train_unet", output_dir=unconditional, class_conditional=False)
+    train("train_unet", output_dir=unconditional, class_conditional=False, **v_prediction)
 
     parts = ["--unet", unet, "--classifier", classifier, "--unconditional_unet", unconditional]
     defaults = ["--ddim_num_inference_steps", 2, "--ddim_classifier_scale", 3, "--ddpm_num_inference_steps", 3]
@@ -240,12 +240,20 @@ def test_from_digits_to_guided_samples_as_typed(few_digits, tiny_flags, train, t
         ended = run_command("assemble_pipeline", *parts, *defaults, *output, log=tmp_path / "log")
         assert ended.status == 0, ended.output
 
+    # of which the one scheduler of a pipeline says another thing
+    output = ["--output_dir", tmp_path / "mixed"]
+    ended = run_command(
+        "assemble_pipeline", "--unet", unet, "--unconditional_unet", trained_unet, *output, log=tmp_path / "log"
+    )
+    assert ended.status == 2 and "prediction_type='epsilon'" in ended.output and not (tmp_path / "mixed").exists()
+
     images = {}
     for dtype in ("fp32", "fp16"):
         pipe = ClassifierGuidedDDIMPipeline.from_pretrained(tmp_path / dtype)
         pipe.set_progress_bar_config(disable=True)
         assert {pipe.unet.dtype, pipe.classifier.dtype} == {torch.float32}
         assert pipe.class_names == ["0", "1", "2"]
+        assert pipe.scheduler.config.prediction_type == "v_prediction"
         generator = torch.Generator().manual_seed(0)
         images[dtype] = pipe(class_labels=[0, 2], generator=generator, output_type="np").images
         assert images[dtype].shape == (2, 16, 16, 1)
