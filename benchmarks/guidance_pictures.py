@@ -50,7 +50,7 @@ from diffusers_cg_cli.settings import Settings, parse
 FIGURES = Path(__file__).parent / "figures"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LABELS = list(range(10))
-SEED = 4
+SEED = 30
 NUM_TRAIN_STEPS, TRAIN_BATCH_SIZE, LEARNING_RATE = 400, 64, 4e-3
 
 
@@ -149,12 +149,12 @@ def pictures(networks: Path) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
         "clean_classifier",
         {
             "no guidance": row(),
-            "at the clean image": row(CleanClassifierGuidance(classify, scale=8.0, marginal_temperature=0.5)),
+            "at the clean image": row(CleanClassifierGuidance(classify, scale=4.0, marginal_temperature=0.5)),
             "through the unet": row(CleanClassifierGuidance(classify, scale=4.0, through_unet=True)),
         },
     )
-    text = TextGuidance(clip, processor, [f"a {word}" for word in WORDS], scale=40.0)
-    yield "text", {"no guidance": row(), "its text": row(text)}
+    text = TextGuidance(clip, processor, [f"a {word}" for word in WORDS], scale=80.0).confined(sigmas=(0.0, 10.0))
+    yield "text", {"no guidance": row(steps=20), "its text": row(text, steps=20)}
 
     def dark(clean_images):  # of images in [-1, 1]
         return (clean_images.mean(dim=(1, 2, 3)) + 0.6).square()
@@ -226,7 +226,7 @@ def pictures(networks: Path) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
     yield (
         "few_steps",
         {
-            name: row(noisy, pipeline("unet_unconditional", each), steps=4 if each is EDMHeunScheduler else 7)
+            name: row(noisy, pipeline("unet_unconditional", each), steps=10 if each is EDMHeunScheduler else 7)
             for name, each in schedulers.items()
         },
     )
@@ -259,6 +259,7 @@ class PictureSettings(Settings):
 
 @command
 def main(settings: PictureSettings) -> None:
+    torch.set_num_threads(1)
     for name, make in NETWORKS.items():
         if not (settings.networks / name).exists():
             torch.manual_seed(0)
