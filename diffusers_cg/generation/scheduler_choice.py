@@ -21,8 +21,10 @@ OF_THE_PROCESS = {
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
     *("rescale_betas_zero_snr", "use_flow_sigmas", "flow_shift", "use_dynamic_shifting", "time_shift_type"),
     *("shift_terminal", "timestep_type", "interpolation_type", "solver_p", "return"),
+    *("thresholding", "dynamic_thresholding_ratio", "sample_max_value"),
 }
-"""Arguments of schedulers that are no option of sampling: what the network was trained with, and other processes."""
+"""Arguments of schedulers that are no option of guided sampling: what the network was trained with, other processes, and dynamic
+thresholding, which guided noise does without."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ class SchedulerChoice:
                 raise InputError(
                     f"An option of {name} is a word, = and a value, as in timestep_spacing=trailing, got {option!r}."
                 )
-            stated[word] = yaml.load(value, Loader=yaml.BaseLoader)
+            try:
+                stated[word] = yaml.load(value, Loader=yaml.BaseLoader)
+            except yaml.YAMLError as error:
+                raise InputError(f"{name}: {word}: {value!r} is no value as YAML writes it.") from error
         values = read(typed(name, fields), stated, name)
         return cls(name, values.model_dump(exclude_unset=True))
 

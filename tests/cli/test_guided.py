@@ -383,6 +383,8 @@ def test_a_page_of_a_scheduler_and_a_guidance(saved, guidance):
         (["EDMHeunScheduler", "s_churn=much"], "EDMHeunScheduler: s_churn: must be a valid number"),
         (["EDMHeunScheduler", "s_churn"], "An option of EDMHeunScheduler is a word, = and a value"),
         (["DDIMScheduler", "beta_schedule=linear"], "DDIMScheduler takes no 'beta_schedule'"),
+        (["DDIMScheduler", "thresholding=true"], "DDIMScheduler takes no 'thresholding'"),
+        (["DDIMScheduler", "steps_offset={"], "DDIMScheduler: steps_offset: '{' is no value"),
         (["DDIMScheduler", "timestep_spacing=wide"], "timestep_spacing: must be"),
         (
             ["EulerDiscreteScheduler", "--sampler", "ddpm"],
