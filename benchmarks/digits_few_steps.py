@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import numpy as np
@@ -75,7 +75,7 @@ class Solver:
     """
 
     kind: str
-    changes: dict[str, Any] | Callable[[int], dict[str, Any]] = None
+    changes: dict[str, Any] | Callable[[int], dict[str, Any]] | None = None
     steps: Callable[[int], int] = first_order
 
     def scheduler(self, config: dict[str, Any], num_evaluations: int) -> SchedulerMixin:
@@ -164,8 +164,9 @@ class Results:
 
     def measure(self, cells: Iterable[Cell], call: Callable[[Cell, ClassifierGuidedPipeline], dict[str, Any]]) -> None:
         """Draws and measures the cells that are missing; `call` gives what each of a cell's calls is given."""
-        cells = [cell for cell in dict.fromkeys(cells) if cell not in self.measured()]
-        for cell in tqdm(cells, desc="cells"):
+        for cell in tqdm(list(dict.fromkeys(cells)), desc="cells"):
+            if cell in self.measured():  # by now: another process may work on the same file
+                continue
             pipe, num_steps = load_pipe(cell.unet, cell.solver, cell.num_evaluations)
             pipe.set_progress_bar_config(desc=f"{cell.solver}, {cell.num_evaluations}, {cell.guidance}", leave=False)
             line = asdict(cell) | self.draw(pipe, cell.seed, num_inference_steps=num_steps, **call(cell, pipe))
@@ -249,11 +250,12 @@ def within_spread(lines: Sequence[dict[str, Any]], paper: Sequence[dict[str, Any
 
 
 class FewStepsSettings(Settings):
-    solvers: list[str] = list(SOLVERS)
+    solvers: list[Literal[tuple(SOLVERS)]] = list(SOLVERS)
     """Rows of the table."""
     evaluations: list[PositiveInt] = list(EVALUATIONS)
     """Of the unet."""
-    guidance: list[str] = list(GUIDANCE)
+    guidance: list[Literal[tuple(GUIDANCE)]] = list(GUIDANCE)
+    """None, or the noisy classifier that ships at scale 1."""
     seeds: list[NonNegativeInt] = [0, 1, 2]
     paper: bool = True
     """Whether DDPM of 250 and 100 steps is drawn, too, which takes the most time by far."""
