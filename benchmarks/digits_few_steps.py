@@ -91,6 +91,7 @@ SOLVERS = {
     "DPM-Solver++ 2M SDE": Solver("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "DPM-Solver++ singlestep": Solver("DPMSolverSinglestepScheduler"),
     "UniPC": Solver("UniPCMultistepScheduler"),
+    "UniPC, linspace": Solver("UniPCMultistepScheduler", {"timestep_spacing": "linspace"}),
     "DEIS": Solver("DEISMultistepScheduler"),
     "PNDM": Solver("PNDMScheduler", {"skip_prk_steps": True}, pseudo_linear),
     "Euler": Solver("EulerDiscreteScheduler"),
@@ -103,7 +104,7 @@ SOLVERS = {
 }
 EVALUATIONS = (10, 8, 5, 15, 20, 25)
 PAPER = (("DDPM", 250), ("DDPM", 100), ("DDIM", 25))
-GUIDANCE = {"none": 0.0, "classifier": 1.0}
+GUIDANCE = {"none": 0.0, "scale 1": 1.0, "scale 0.5": 0.5}
 
 
 # ----------------------------------------------------------------------------------------------------------------- cells
@@ -255,7 +256,7 @@ class FewStepsSettings(Settings):
     evaluations: list[PositiveInt] = list(EVALUATIONS)
     """Of the unet."""
     guidance: list[Literal[tuple(GUIDANCE)]] = list(GUIDANCE)
-    """None, or the noisy classifier that ships at scale 1."""
+    """Scale of the classifier that ships."""
     seeds: list[NonNegativeInt] = [0, 1, 2]
     paper: bool = True
     """Whether DDPM of 250 and 100 steps is drawn, too, which takes the most time by far."""
@@ -299,9 +300,9 @@ def main(args: FewStepsSettings) -> None:
 
 
 def plot(grouped: dict[tuple, list[dict[str, Any]]], path: Path) -> None:
-    """Frechet distance and judged accuracy against evaluations of the unet, not guided and guided."""
-    figure = Figure(figsize=(14, 9), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True)
+    """Frechet distance and judged accuracy against evaluations of the unet, a column per scale of guidance."""
+    figure = Figure(figsize=(18, 9), layout="constrained")
+    axes = figure.subplots(2, len(GUIDANCE), sharex=True)
     styles = dict(zip(SOLVERS, itertools.product(("-", "--", ":"), [f"C{number}" for number in range(5)])))
     for (guidance, column), (name, label) in itertools.product(
         zip(GUIDANCE, axes.T), (("frechet_distance", "Frechet distance"), ("judged", "judged right"))
@@ -324,13 +325,13 @@ def plot(grouped: dict[tuple, list[dict[str, Any]]], path: Path) -> None:
                 values = [each[name] for each in lines]
                 axis.axhline(np.mean(values), color=gray, lw=1, label=f"DDPM {number}")
                 axis.axhspan(min(values), max(values), color=gray, alpha=0.2)
-        axis.set(ylabel=label, title="" if name == "judged" else "guidance: " + guidance)
+        axis.set(ylabel=label, title="" if name == "judged" else f"guidance: {guidance}")
         axis.grid(alpha=0.3)
     for axis in axes[0]:
         axis.set_yscale("log")
     for axis in axes[1]:
         axis.set(xlabel="evaluations of the unet")
-    axes[0, 1].legend(fontsize=8, ncols=2)
+    axes[0, -1].legend(fontsize=8, ncols=2)
     figure.savefig(path, dpi=80)
 
 
