@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from digits_few_steps import FOLDER, NUM_SAMPLES, Cell, Results, by_seeds, table_head, table_row
 from digits_judge import RESOLUTION, real_digits
-from digits_table4 import NUM_CLASSES
+from digits_table4 import COLUMNS, NUM_CLASSES
 from matplotlib.figure import Figure
 from pydantic import NonNegativeInt, PositiveInt
 from torch.nn import functional as F
@@ -146,13 +146,38 @@ def main(args: GuidanceSettings) -> None:
     figure = args.output_dir / "figures" / "digits_guidance.png"
     plot(grouped, figure)
     print(f"{NUM_SAMPLES} images a seed, {NUM_EVALUATIONS} steps of {SOLVER}.\n\n{table}")
+    if len(constants(grouped)) > 1:
+        for guidance in shown:
+            if guidance.startswith("entropy-driven"):
+                print(at_recall_of(guidance, grouped))
     print(f"Look at {results.path.with_suffix('.md')} and {figure}.")
+
+
+def at_recall_of(guidance: str, grouped: dict[str, list[dict[str, Any]]]) -> str:
+    """The measures of a guidance, and those of constant scales at its recall, on the lines between them."""
+    means = {
+        name: [np.mean([line[name] for line in grouped[of]]) for of in (guidance, *constants(grouped))]
+        for name in COLUMNS
+    }
+    recall, *recalls = means["recall"]
+    order = np.argsort(recalls)
+    within = "" if min(recalls) <= recall <= max(recalls) else " (beyond all constant scales)"
+    compared = (
+        f"{name} {values[0]:.3f} against {np.interp(recall, np.array(recalls)[order], np.array(values[1:])[order]):.3f}"
+        for name, values in means.items()
+        if name != "recall"
+    )
+    return f"{guidance}, at its recall of {recall:.3f}{within}: {', '.join(compared)} of constant scales."
+
+
+def constants(grouped: dict[str, list[dict[str, Any]]]) -> list[str]:
+    return [name for name in (f"scale {scale:g}" for scale in SCALES) if name in grouped]
 
 
 def plot(grouped: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Accuracy, precision and Frechet distance against recall: constant and entropy-driven scales, and the other ways."""
     curves = {
-        "constant scale": [f"scale {scale:g}" for scale in SCALES],
+        "constant scale": constants(grouped),
         "entropy-driven scale": [f"entropy-driven {scale:g}" for scale in ENTROPY_SCALES],
         "others": [name for name in GUIDANCE if "," in name or name == "clean classifier"],
     }
