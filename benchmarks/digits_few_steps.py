@@ -27,6 +27,7 @@ import torch
 from diffusers import SchedulerMixin
 from digits_judge import DigitsJudge, real_digits
 from digits_table4 import COLUMNS, NUM_CLASSES, UNETS, measure
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from pydantic import NonNegativeInt, PositiveInt
 from tqdm.auto import tqdm
@@ -287,13 +288,16 @@ def main(args: FewStepsSettings) -> None:
     (results.path.with_suffix(".md")).write_text(table)
     print(f"{NUM_SAMPLES} images a seed.\n\n{table}")
     for guidance in GUIDANCE:
-        paper = grouped.get(("conditional", guidance, "DDPM", 250), [])
+        paper = grouped.get(("conditional", guidance, "DDPM", 250))
+        if not paper:
+            print(f"Guidance {guidance}: DDPM 250 is not drawn yet.")
+            continue
         reached = [
             f"{solver} {number}"
             for (_, of_row, solver, number), lines in grouped.items()
-            if paper and of_row == guidance and number <= 10 and within_spread(lines, paper)
+            if of_row == guidance and number <= 10 and within_spread(lines, paper)
         ]
-        print(f"Guidance {guidance}, within the spread of DDPM 250 at 10 evaluations or fewer: {reached}.")
+        print(f"Guidance {guidance}, no worse than DDPM 250 within its spread, at 10 evaluations or fewer: {reached}.")
     figure = args.output_dir / "figures" / "digits_few_steps.png"
     plot(grouped, figure)
     print(f"Look at {results.path.with_suffix('.md')} and {figure}.")
@@ -301,38 +305,38 @@ def main(args: FewStepsSettings) -> None:
 
 def plot(grouped: dict[tuple, list[dict[str, Any]]], path: Path) -> None:
     """Frechet distance and judged accuracy against evaluations of the unet, a column per scale of guidance."""
-    figure = Figure(figsize=(18, 9), layout="constrained")
-    axes = figure.subplots(2, len(GUIDANCE), sharex=True)
-    styles = dict(zip(SOLVERS, itertools.product(("-", "--", ":"), [f"C{number}" for number in range(5)])))
-    for (guidance, column), (name, label) in itertools.product(
-        zip(GUIDANCE, axes.T), (("frechet_distance", "Frechet distance"), ("judged", "judged right"))
+    figure = Figure(figsize=(16, 8), layout="constrained")
+    axes = figure.subplots(2, len(GUIDANCE), sharex=True, sharey="row")
+    for (column, guidance), (row, name) in itertools.product(
+        enumerate(GUIDANCE), enumerate(("frechet_distance", "judged"))
     ):
-        axis = column[0 if name == "frechet_distance" else 1]
-        for solver, (line, color) in styles.items():
+        axis = axes[row, column]
+        for solver, color, marker in zip(SOLVERS, colormaps["tab20"].colors, itertools.cycle("os^vD")):
             points = sorted(
-                (lines[0]["evaluations"]["unet"], [each[name] for each in lines])
+                (lines[0]["evaluations"]["unet"], [line[name] for line in lines])
                 for (_, of_row, of_solver, _), lines in grouped.items()
                 if (of_row, of_solver) == (guidance, solver)
             )
             if points:
                 numbers, values = zip(*points)
-                means = [np.mean(each) for each in values]
-                axis.plot(numbers, means, ls=line, color=color, marker="o", ms=3, label=solver)
-                axis.fill_between(numbers, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15)
+                means = np.array([np.mean(each) for each in values])
+                errors = [means - [min(each) for each in values], [max(each) for each in values] - means]
+                axis.errorbar(numbers, means, errors, color=color, marker=marker, ms=5, capsize=3, label=solver)
         for number, gray in ((250, "0.2"), (100, "0.6")):
             lines = grouped.get(("conditional", guidance, "DDPM", number))
             if lines:
-                values = [each[name] for each in lines]
+                values = [line[name] for line in lines]
                 axis.axhline(np.mean(values), color=gray, lw=1, label=f"DDPM {number}")
                 axis.axhspan(min(values), max(values), color=gray, alpha=0.2)
-        axis.set(ylabel=label, title="" if name == "judged" else f"guidance: {guidance}")
         axis.grid(alpha=0.3)
-    for axis in axes[0]:
-        axis.set_yscale("log")
-    for axis in axes[1]:
-        axis.set(xlabel="evaluations of the unet")
-    axes[0, -1].legend(fontsize=8, ncols=2)
-    figure.savefig(path, dpi=80)
+        axis.legend(fontsize=8)
+        axis.set(xlim=(4, 26))
+    for column, guidance in enumerate(GUIDANCE):
+        axes[0, column].set(title=f"guidance: {guidance}")
+        axes[1, column].set(xlabel="evaluations of the unet")
+    axes[0, 0].set(ylabel="Frechet distance")
+    axes[1, 0].set(ylabel="judged right")
+    figure.savefig(path, dpi=70)
 
 
 if __name__ == "__main__":

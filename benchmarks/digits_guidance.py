@@ -175,28 +175,32 @@ def constants(grouped: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 
 def plot(grouped: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Accuracy, precision and Frechet distance against recall: constant and entropy-driven scales, and the other ways."""
+    """Accuracy, precision and Frechet distance against recall: scales on lines, the other ways as points."""
     curves = {
         "constant scale": constants(grouped),
-        "entropy-driven scale": [f"entropy-driven {scale:g}" for scale in ENTROPY_SCALES],
-        "others": [name for name in GUIDANCE if "," in name or name == "clean classifier"],
+        "entropy-driven scale": [name for name in GUIDANCE if name.startswith("entropy-driven") and name in grouped],
     }
+    others = [name for name in GUIDANCE if name in grouped and name not in sum(curves.values(), [])]
     figure = Figure(figsize=(15, 4.5), layout="constrained")
-    for axis, (name, label) in zip(
-        figure.subplots(1, 3),
-        (("judged", "judged right"), ("precision", "precision"), ("frechet_distance", "Frechet distance")),
-    ):
+    measures = (("judged", "judged right"), ("precision", "precision"), ("frechet_distance", "Frechet distance"))
+    for axis, (measure, label) in zip(figure.subplots(1, 3), measures):
+
+        def point(guidance: str, measure: str = measure) -> tuple[float, float]:
+            return tuple(np.mean([line[name] for line in grouped[guidance]]) for name in ("recall", measure))
+
         for curve, guidances in curves.items():
-            drawn = [guidance for guidance in guidances if guidance in grouped]
-            points = [[np.mean([line[each] for line in grouped[of]]) for each in ("recall", name)] for of in drawn]
-            if points:
-                axis.plot(*zip(*points), marker="o", ls="" if curve == "others" else "-", label=curve)
-            for guidance, point in zip(drawn, points):
-                axis.annotate(guidance, point, textcoords="offset points", xytext=(4, 4), fontsize=7)
+            guidances = sorted(guidances, key=lambda guidance: float(guidance.split()[-1]))
+            if guidances:
+                axis.plot(*zip(*map(point, guidances)), marker="o", label=curve)
+            for guidance in guidances:
+                axis.annotate(guidance.split()[-1], point(guidance), textcoords="offset points", xytext=(5, 5))
+        for guidance, marker in zip(others, "s^vD*"):
+            axis.plot(*point(guidance), marker=marker, ls="", ms=8, label=guidance)
         axis.set(xlabel="recall", ylabel=label)
+        axis.margins(0.1)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.savefig(path, dpi=80)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=75)
 
 
 if __name__ == "__main__":
