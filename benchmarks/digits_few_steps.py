@@ -334,6 +334,7 @@ def plot(grouped: dict[tuple, list[dict[str, Any]]], path: Path) -> None:
     for column, guidance in enumerate(GUIDANCE):
         axes[0, column].set(title=f"guidance: {guidance}")
         axes[1, column].set(xlabel="evaluations of the unet")
+        axes[0, column].set_yscale("log")
     axes[0, 0].set(ylabel="Frechet distance")
     axes[1, 0].set(ylabel="judged right")
     figure.savefig(path, dpi=70)
