@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: demo test quality format clean
 
@@ -21,10 +22,11 @@ format: $(INSTALLED)
 # torch comes first and pinned: left to itself, pip may fetch gigabytes of CUDA packages for it
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test,quality]'
+	$(PIP) torch
+	$(PIP) -e '.[test,quality]'
 	# alone: the torchvision that it asks for does not go with every torch, and what the tests run needs none of it
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps torch-fidelity
+	$(PIP) --no-deps torch-fidelity
+	-$(BIN)/python -m compileall -qq -j 0 .venv/lib  # as pip would, but on all cores
 	touch $@
 
 clean:
