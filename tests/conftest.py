@@ -56,6 +56,17 @@ def hub(running_hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     return running_hub
 
 
+@pytest.fixture
+def own_layouts() -> Iterator[None]:
+    """Layouts of checkpoints that a test registers are gone after it."""
+    from diffusers_cg.models.presets import LAYOUTS  # not before the environment of huggingface_hub is set
+
+    before = dict(LAYOUTS)
+    yield
+    LAYOUTS.clear()
+    LAYOUTS.update(before)
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     """What export_digits.py writes."""

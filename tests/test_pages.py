@@ -34,7 +34,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != GUIDANCE])
-def test_python_that_needs_no_other_files_runs_in_order(page, hub, tmp_path, monkeypatch):
+def test_python_that_needs_no_other_files_runs_in_order(page, hub, own_layouts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runnable = [block for block in blocks(PAGES[page], "python") if not re.search(NEEDS_FILES, block)]
     names = {}

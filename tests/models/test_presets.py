@@ -30,15 +30,6 @@ PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 DIFFUSERS_SCHEDULES = {"cosine": "squaredcos_cap_v2", "linear": "linear"}
 
 
-@pytest.fixture
-def own_layouts():
-    """Rows that a test registers are gone after it."""
-    before = dict(LAYOUTS)
-    yield
-    LAYOUTS.clear()
-    LAYOUTS.update(before)
-
-
 def stated_table():
     numbers = {name: each["parameters"] for name, each in {**MANIFESTS, **COMMUNITY_LAYOUTS}.items()}
     return layouts_table(numbers)
