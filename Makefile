@@ -9,7 +9,8 @@ demo: $(INSTALLED)  ## a classifier steers diffusion models on handwritten digit
 	$(BIN)/python benchmarks/demo.py --output_dir demo
 
 test: $(INSTALLED)  ## all tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	# the files that take longest first, so that no process is left alone with one at the end
+	$(BIN)/python -m pytest tests/training tests -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 quality: $(INSTALLED)  ## style and formatting, as they must be before a commit
 	$(BIN)/ruff check .
