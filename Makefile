@@ -9,8 +9,7 @@ demo: $(INSTALLED)  ## a classifier steers diffusion models on handwritten digit
 	$(BIN)/python benchmarks/demo.py --output_dir demo
 
 test: $(INSTALLED)  ## all tests
-	# the files that take longest first, so that no process is left alone with one at the end
-	$(BIN)/python -m pytest tests/training tests -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 quality: $(INSTALLED)  ## style and formatting, as they must be before a commit
 	$(BIN)/ruff check .

@@ -37,6 +37,11 @@ os.environ.update(_hub.environment(_home))
 os.environ.pop("HF_TOKEN", None)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no process of several is left alone with one at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/training/"))
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(_home, ignore_errors=True)
 
