@@ -1,6 +1,7 @@
 """Guidance by a second prediction: eps_other + w (eps - eps_other), away from what another network, or less of this one, sees."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ from diffusers_cg.guidance.guidance import Guidance, check_per_image, per_image
 from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
 
 
-class PredictionGuidance(Guidance):
+class PredictionGuidance(Guidance, ABC):
     """eps_other + w (eps - eps_other): base; a subclass overrides [`other_noise`].
 
     Args:
@@ -26,9 +27,9 @@ class PredictionGuidance(Guidance):
     def check(self, call: GuidedCall) -> None:
         check_per_image("`scale`", self.scale, call)
 
+    @abstractmethod
     def other_noise(self, step: GuidedStep) -> torch.Tensor:
         """What the sample is led away from, (B, C, H, W)."""
-        raise NotImplementedError
 
     def mix(self, step: GuidedStep) -> torch.Tensor:
         other = self.other_noise(step)

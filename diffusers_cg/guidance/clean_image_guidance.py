@@ -7,6 +7,7 @@ backward pass through it.
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,7 +19,7 @@ from diffusers_cg.guidance.guidance import Guidance, check_per_image, per_image
 from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
 
 
-class CleanImageGuidance(Guidance):
+class CleanImageGuidance(Guidance, ABC):
     """s grad f(x_0(x_t)): base of guidances that look at the clean image; a subclass overrides [`log_likelihood`].
 
     Args:
@@ -33,9 +34,9 @@ class CleanImageGuidance(Guidance):
     def check(self, call: GuidedCall) -> None:
         check_per_image("`scale`", self.scale, call)
 
+    @abstractmethod
     def log_likelihood(self, clean_images: torch.Tensor, step: GuidedStep) -> torch.Tensor:
         """f: log p(y | x_0) up to a constant, (B,), of images (B, C, H, W) that span about [-1, 1]."""
-        raise NotImplementedError
 
     def __call__(self, step: GuidedStep) -> torch.Tensor:
         if self.through_unet:

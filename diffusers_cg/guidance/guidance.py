@@ -15,6 +15,7 @@ is a guidance of the first part alone.
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
@@ -190,15 +191,15 @@ def checked(gradient: torch.Tensor | float, guidance: Guidance, step: GuidedStep
 # ---------------------------------------------------------------------------------------------- guidances of guidances
 
 
-class Changed(Guidance):
+class Changed(Guidance, ABC):
     """A guidance whose four parts are all changed alike: a subclass overrides [`change`]."""
 
     def __init__(self, guidance: Guidance):
         self.guidance = guidance
 
+    @abstractmethod
     def change(self, part: Callable, step: GuidedStep, unchanged: torch.Tensor | float) -> torch.Tensor | float:
         """What stands for `part(step)`; a guidance that does nothing would give `unchanged`."""
-        raise NotImplementedError
 
     def __call__(self, step: GuidedStep) -> torch.Tensor | float:
         return self.change(self.guidance, step, 0.0)
