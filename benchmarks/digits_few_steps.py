@@ -251,26 +251,33 @@ def within_spread(lines: Sequence[dict[str, Any]], paper: Sequence[dict[str, Any
 # ------------------------------------------------------------------------------------------------------------ the command
 
 
-class FewStepsSettings(Settings):
+class TableSettings(Settings):
+    seeds: list[NonNegativeInt] = [0, 1, 2]
+    batch_size: PositiveInt = 250
+    """Changes the speed, not the images."""
+    output_dir: Path = FOLDER
+    """Folder of `results` and `figures`."""
+
+    def results(self, name: str) -> Results:
+        """Those of the table of this name; this process computes on one core from here on."""
+        torch.set_num_threads(1)
+        return Results(self.output_dir / "results" / f"{name}.jsonl", self.batch_size)
+
+
+class FewStepsSettings(TableSettings):
     solvers: list[Literal[tuple(SOLVERS)]] = list(SOLVERS)
     """Rows of the table."""
     evaluations: list[PositiveInt] = list(EVALUATIONS)
     """Of the unet."""
     guidance: list[Literal[tuple(GUIDANCE)]] = list(GUIDANCE)
     """Scale of the classifier that ships."""
-    seeds: list[NonNegativeInt] = [0, 1, 2]
     paper: bool = True
     """Whether DDPM of 250 and 100 steps is drawn, too, which takes the most time by far."""
-    batch_size: PositiveInt = 250
-    """Changes the speed, not the images."""
-    output_dir: Path = FOLDER
-    """Folder of `results` and `figures`."""
 
 
 @command
 def main(args: FewStepsSettings) -> None:
-    torch.set_num_threads(1)
-    results = Results(args.output_dir / "results" / "digits_few_steps.jsonl", args.batch_size)
+    results = args.results("digits_few_steps")
     of_solvers = itertools.product(args.seeds, args.evaluations, args.solvers, args.guidance)
     of_paper = itertools.product(args.seeds, PAPER if args.paper else (), args.guidance)
     cells = [

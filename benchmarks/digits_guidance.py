@@ -21,22 +21,20 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from digits_few_steps import FOLDER, NUM_SAMPLES, Cell, Results, by_seeds, table_head, table_row
+from digits_few_steps import NUM_SAMPLES, Cell, TableSettings, by_seeds, table_head, table_row
 from digits_judge import RESOLUTION, real_digits
 from digits_table4 import COLUMNS, NUM_CLASSES
 from matplotlib.figure import Figure
-from pydantic import NonNegativeInt, PositiveInt
 from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from diffusers_cg.guidance import ClassifierGuidance, CleanClassifierGuidance, Guidance, image_classifier
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
 from diffusers_cg_cli.command import command
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.settings import parse
 
 
 SOLVER, NUM_EVALUATIONS = "DPM-Solver++ 2M", 10
-NUM_TRAIN_STEPS, TRAIN_BATCH_SIZE, LEARNING_RATE = 450, 64, 6e-3
 
 
 # ------------------------------------------------------------------------------------------------------ clean classifier
@@ -46,6 +44,18 @@ NUM_TRAIN_STEPS, TRAIN_BATCH_SIZE, LEARNING_RATE = 450, 64, 6e-3
 def clean_classifier() -> Callable[[torch.Tensor], torch.Tensor]:
     """A ResNet of 79,000 parameters, trained on digits without noise, moved by a pixel at most, and averages of two."""
     torch.manual_seed(0)
+    model = make_resnet()
+    train_on_clean_digits(model, lambda images: model(images).logits, num_steps=450, learning_rate=6e-3)
+    processor = ViTImageProcessor(size={"height": RESOLUTION, "width": RESOLUTION}, image_mean=[0.5], image_std=[0.5])
+    classify = image_classifier(model, processor)
+    images, labels = as_tensors("test")
+    with torch.no_grad():
+        accuracy = (classify(images).argmax(dim=1) == labels).float().mean()
+    print(f"The clean classifier reads {accuracy:.1%} of the held-out digits right.")
+    return classify
+
+
+def make_resnet() -> ResNetForImageClassification:
     config = ResNetConfig(
         num_channels=1,
         embedding_size=32,
@@ -55,31 +65,33 @@ def clean_classifier() -> Callable[[torch.Tensor], torch.Tensor]:
         hidden_act="silu",
         num_labels=NUM_CLASSES,
     )
-    model = ResNetForImageClassification(config)
+    return ResNetForImageClassification(config)
+
+
+def train_on_clean_digits(
+    model: torch.nn.Module,
+    logits: Callable[[torch.Tensor], torch.Tensor],
+    num_steps: int,
+    learning_rate: float,
+    batch_size: int = 64,
+) -> None:
+    """Trains a model whose judgement of images (B, 1, 16, 16) in [-1, 1] is `logits`, (B, 10), on digits without noise."""
     images, labels = as_tensors("train")
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=NUM_TRAIN_STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=num_steps)
     model.train()
-    for _ in range(NUM_TRAIN_STEPS):
-        batch = torch.randint(len(images), (TRAIN_BATCH_SIZE,))
+    for _ in range(num_steps):
+        batch = torch.randint(len(images), (batch_size,))
         moved = torch.roll(images[batch], torch.randint(-1, 2, (2,)).tolist(), dims=(2, 3))
         # clean images as a unet sees them in much noise are averages of digits
         share, others = torch.rand(len(batch), 1).square() / 2, torch.randperm(len(batch))
         mixed = torch.lerp(moved, moved[others], share[..., None, None])
         classes = F.one_hot(labels[batch], NUM_CLASSES).float()
-        loss = F.cross_entropy(model(mixed).logits, torch.lerp(classes, classes[others], share))
+        loss = F.cross_entropy(logits(mixed), torch.lerp(classes, classes[others], share))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-
-    processor = ViTImageProcessor(size={"height": RESOLUTION, "width": RESOLUTION}, image_mean=[0.5], image_std=[0.5])
-    classify = image_classifier(model, processor)
-    images, labels = as_tensors("test")
-    with torch.no_grad():
-        accuracy = (classify(images).argmax(dim=1) == labels).float().mean()
-    print(f"The clean classifier reads {accuracy:.1%} of the held-out digits right.")
-    return classify
 
 
 def as_tensors(split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -119,20 +131,14 @@ GUIDANCE: dict[str, Callable[[ClassifierGuidedPipeline], Guidance]] = {
 # --------------------------------------------------------------------------------------------------------------- command
 
 
-class GuidanceSettings(Settings):
+class GuidanceSettings(TableSettings):
     guidance: list[Literal[tuple(GUIDANCE)]] = list(GUIDANCE)
     """Rows of the table."""
-    seeds: list[NonNegativeInt] = [0, 1, 2]
-    batch_size: PositiveInt = 250
-    """Changes the speed, not the images."""
-    output_dir: Path = FOLDER
-    """Folder of `results` and `figures`."""
 
 
 @command
 def main(args: GuidanceSettings) -> None:
-    torch.set_num_threads(1)
-    results = Results(args.output_dir / "results" / "digits_guidance.jsonl", args.batch_size)
+    results = args.results("digits_guidance")
     cells = [
         Cell("unconditional", guidance, SOLVER, NUM_EVALUATIONS, seed)
         for seed, guidance in itertools.product(args.seeds, args.guidance)

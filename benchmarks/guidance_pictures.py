@@ -7,15 +7,15 @@ their names, and a unet that is too small and not trained for long. Those that a
 there. The pictures come to lie in `benchmarks/figures`: in a column one noise and the digit asked for, in a row one guidance.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
-from digits_judge import RESOLUTION, real_digits
-from torch.nn import functional as F
+from digits_guidance import make_resnet, train_on_clean_digits
+from digits_judge import RESOLUTION
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -24,8 +24,6 @@ from transformers import (
     CLIPModel,
     CLIPProcessor,
     CLIPTokenizer,
-    ResNetConfig,
-    ResNetForImageClassification,
     ViTImageProcessorPil,
 )
 
@@ -51,45 +49,21 @@ FIGURES = Path(__file__).parent / "figures"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LABELS = list(range(10))
 SEED = 30
-NUM_TRAIN_STEPS, TRAIN_BATCH_SIZE, LEARNING_RATE = 400, 64, 4e-3
+TRAINING = {"num_steps": 400, "learning_rate": 4e-3}
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
 
 
-def train(model: torch.nn.Module, logits: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Trains on the clean digits; they are moved, and some mixed, as digits are that a unet sees in much noise."""
-    images, labels = real_digits()["train"]
-    images, labels = torch.from_numpy(images).permute(0, 3, 1, 2).float() * 2 - 1, torch.from_numpy(labels).long()
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=NUM_TRAIN_STEPS)
-    model.train()
-    for _ in range(NUM_TRAIN_STEPS):
-        batch = torch.randint(len(images), (TRAIN_BATCH_SIZE,))
-        moved = torch.roll(images[batch], torch.randint(-1, 2, (2,)).tolist(), dims=(2, 3))
-        share, others = torch.rand(len(batch), 1).square() / 2, torch.randperm(len(batch))
-        classes = F.one_hot(labels[batch], len(WORDS)).float()
-        predicted = logits(torch.lerp(moved, moved[others], share[..., None, None]))
-        loss = F.cross_entropy(predicted, torch.lerp(classes, classes[others], share))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-
-
-def make_resnet(directory: Path) -> None:
-    config = ResNetConfig(
-        num_channels=1, embedding_size=32, hidden_sizes=[32, 64], depths=[1, 1], layer_type="basic", hidden_act="silu",
-        num_labels=len(WORDS),
-    )  # fmt: skip
-    model = ResNetForImageClassification(config)
-    train(model, lambda images: model(images).logits)
+def save_resnet(directory: Path) -> None:
+    model = make_resnet()
+    train_on_clean_digits(model, lambda images: model(images).logits, **TRAINING)
     model.save_pretrained(directory)
     size = {"height": RESOLUTION, "width": RESOLUTION}
     ViTImageProcessorPil(size=size, image_mean=[0.5], image_std=[0.5]).save_pretrained(directory)
 
 
-def make_clip(directory: Path) -> None:
+def save_clip(directory: Path) -> None:
     """It spells: a token is a letter."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
@@ -99,14 +73,14 @@ def make_clip(directory: Path) -> None:
     vision = {**width, "image_size": RESOLUTION, "patch_size": 4, "num_channels": 1}
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=32))
     words = tokenizer([f"a {word}" for word in WORDS], padding=True, return_tensors="pt")
-    train(model, lambda images: model(pixel_values=images, **words).logits_per_image)
+    train_on_clean_digits(model, lambda images: model(pixel_values=images, **words).logits_per_image, **TRAINING)
     model.save_pretrained(directory)
     size = {"height": RESOLUTION, "width": RESOLUTION}
     images = CLIPImageProcessorPil(size=size, crop_size=size, image_mean=[0.5], image_std=[0.5], do_convert_rgb=False)
     CLIPProcessor(images, tokenizer).save_pretrained(directory)
 
 
-def make_weak_unet(directory: Path) -> None:
+def save_weak_unet(directory: Path) -> None:
     digits = directory.parent / "digits"
     if not digits.exists():
         export_digits.main(export_digits.ExportSettings(output_dir=digits))
@@ -117,7 +91,7 @@ def make_weak_unet(directory: Path) -> None:
     train_unet.main(train_unet.parse_args([*flags.split(), "--output_dir", str(directory)]))
 
 
-NETWORKS = {"resnet": make_resnet, "clip": make_clip, "weak": make_weak_unet}
+NETWORKS = {"resnet": save_resnet, "clip": save_clip, "weak": save_weak_unet}
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
