@@ -33,6 +33,7 @@ from diffusers_cg.errors import InputError
 
 
 MAX_BETA = 0.999  # as the cosine schedule's
+MIN_LAMBDA = -5.1  # log(sqrt(abar) / sqrt(1 - abar)) from which solvers start on the cosine schedule; below all of the linear one
 MAX_AMPLIFICATION = 100  # of guidance by one step; the paper's settings stay below 3
 
 SOLVERS = (
@@ -180,6 +181,8 @@ def scheduler_on_guided_noise(
         scheduler.register_to_config(num_train_timesteps=num_steps, timestep_spacing="leading", steps_offset=0)
         scheduler.alphas_cumprod = diffusion.alphas_cumprod  # float64: 1 - abar is small at the end
         scheduler.set_timesteps(num_steps)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # else it looks for its first timestep, which Karras's spacing may repeat
     if isinstance(scheduler, IN_SIGMA):
         return OfKeptVariance(scheduler, sigmas_of(scheduler, diffusion))
     return scheduler
@@ -246,6 +249,7 @@ def resolve_timesteps(
             f"with, got {num_inference_steps}."
         )
     number = int(num_inference_steps)
+    _keep_signal(scheduler)
     if isinstance(scheduler, IN_SIGMA):
         _set_timesteps(scheduler, number)
         process = GaussianDiffusion.from_scheduler(scheduler)
@@ -293,6 +297,20 @@ def _space(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
     if first >= num_train_timesteps or last < 0 or (spacing == "leading" and far_below):
         scheduler.register_to_config(timestep_spacing="linspace", steps_offset=0)
         _set_timesteps(scheduler, num_inference_steps)
+
+
+def _keep_signal(scheduler: SchedulerMixin) -> None:
+    """Where the scheduler spaces noise levels, and not timesteps, they start from one that leaves some signal.
+
+    The cosine schedule leaves none in its last timesteps, and Karras's spacing would spend half of its steps there; nor has
+    the single-step solver a `timestep_spacing` that starts before them.
+    """
+    if isinstance(scheduler, DPMSolverSinglestepScheduler) and scheduler.config.lambda_min_clipped == -math.inf:
+        scheduler.register_to_config(lambda_min_clipped=MIN_LAMBDA)
+    spaces_levels = any(scheduler.config.get(f"use_{kind}_sigmas") for kind in ("karras", "exponential", "beta"))
+    if spaces_levels and scheduler.config.get("sigma_max") is None:
+        last = noise_levels(scheduler.alphas_cumprod)[-1].item()
+        scheduler.register_to_config(sigma_max=min(last, math.exp(-MIN_LAMBDA)))
 
 
 def _set_timesteps(scheduler: SchedulerMixin, *args, **kwargs) -> None:

@@ -3,8 +3,10 @@
 import logging
 
 import pytest
+import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, LCMScheduler, SASolverScheduler
 
+from diffusers_cg import DIGITS, ClassifierGuidedDDIMPipeline
 from diffusers_cg.diffusion import resolve_timesteps, to_ddim_scheduler, training_scheduler
 from diffusers_cg.diffusion.schedulers import SOLVERS
 from diffusers_cg.errors import InputError
@@ -43,6 +45,25 @@ def test_one_step_starts_from_noise():
 def test_timesteps_that_the_scheduler_chooses_are_of_the_training(scheduler, number):
     timesteps = resolve_timesteps(scheduler, number, None)
     assert len(timesteps) == number and 980 < timesteps[0] <= 999 and timesteps[-1] >= 0
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pipe = ClassifierGuidedDDIMPipeline.from_pretrained(DIGITS)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("spacing", ["timestep", "karras", "exponential"])
+@pytest.mark.parametrize("solver", SOLVERS[1:-1], ids=lambda solver: solver.__name__)
+def test_levels_spaced_on_the_cosine_schedule_start_where_there_is_signal(solver, spacing, digits):
+    words = {} if spacing == "timestep" else {f"use_{spacing}_sigmas": True}
+    digits.scheduler = solver.from_config(ClassifierGuidedDDIMPipeline.from_pretrained(DIGITS).scheduler.config, **words)
+    labels = torch.arange(10)
+    generator = torch.Generator().manual_seed(0)
+    images = digits(labels, num_inference_steps=7, classifier_scale=1.0, generator=generator, output_type="latent").images
+    guessed = digits.classifier(images, torch.zeros(10, dtype=torch.int64)).logits.argmax(dim=1)
+    assert (guessed == labels).sum() >= 9 and images.abs().quantile(0.9) <= 1.1
 
 
 @pytest.mark.parametrize("kind", [LCMScheduler, SASolverScheduler])
