@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 
 
 def jumping_levels(num_steps: int, jump_length: int, jump_n_sample: int) -> list[int]:
-    """The noise levels that RePaint's samples pass through, from `num_steps` - 1 down to -1, the clean image.
+    """The noise levels that RePaint's samples pass, from `num_steps` - 1 down to -1, the clean image (figures 9 and 10).
 
-    From every `jump_length`-th level, when it is first reached, noise is added back for `jump_length` levels,
-    `jump_n_sample` - 1 times; not from the last of them below the noise that all begins with (appendix C, figure 9).
+    At each `jump_length`-th level (0, too) that lies far enough below the first, noise is added back for `jump_length` levels,
+    and the way down is taken again, `jump_n_sample` - 1 times.
     """
     jumps_left = dict.fromkeys(range(0, num_steps - jump_length, jump_length), jump_n_sample - 1)
     levels = [num_steps - 1]

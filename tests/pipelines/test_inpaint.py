@@ -114,7 +114,8 @@ def test_8_bit_images_are_kept_bit_for_bit(pipe):
 
 
 def test_masks_of_any_form(pipe):
-    expected = fill(pipe)
+    short = {"num_inference_steps": 2, "jump_n_sample": 1, "classifier_scale": 0}
+    expected = fill(pipe, **short)
     white = Image.fromarray((MASK * 255).byte().numpy())
     forms = [
         MASK.bool(), MASK.long(), 0.5 * MASK, MASK[None], MASK[None, None], MASK.expand(2, 8, 8), MASK.expand(2, 1, 8, 8),
@@ -122,7 +123,7 @@ def test_masks_of_any_form(pipe):
         white, white.convert("1"), white.convert("RGB"), [white, white], [MASK.numpy(), MASK.numpy()],
     ]  # fmt: skip
     for mask in forms:
-        assert torch.equal(fill(pipe, mask_image=mask), expected)
+        assert torch.equal(fill(pipe, mask_image=mask, **short), expected)
 
 
 @METHODS
@@ -132,7 +133,6 @@ def test_an_image_does_not_depend_on_its_batch(pipe, method):
     for i, label in enumerate((0, 3)):
         alone = fill(pipe, IMAGES[i], masks[i], label, generator=[seeded(i + 1)], method=method, classifier_scale=9.0)
         assert torch.allclose(alone[0], both[i], atol=1e-4)
-    assert torch.equal(fill(pipe, mask_image=masks), fill(pipe, mask_image=masks))
 
 
 def test_one_image_for_all_labels(pipe):
@@ -160,6 +160,7 @@ def test_every_folder_serves(tmp_path, pipe):
     ddim = ClassifierGuidedDDIMPipeline.from_pipe(pipe)
     ddim.save_pretrained(tmp_path / "of_another")
     pipe.save_pretrained(tmp_path / "own")
+    expected = fill(pipe)
     loaded = [
         ClassifierGuidedInpaintPipeline.from_pretrained(tmp_path / "of_another"),
         ClassifierGuidedInpaintPipeline.from_pipe(ddim),
@@ -168,7 +169,7 @@ def test_every_folder_serves(tmp_path, pipe):
     for other in loaded:
         assert type(other) is ClassifierGuidedInpaintPipeline
         other.set_progress_bar_config(disable=True)
-        assert torch.equal(fill(other), fill(pipe))
+        assert torch.equal(fill(other), expected)
 
 
 @pytest.mark.parametrize(
