@@ -34,9 +34,7 @@ from diffusers_cg.errors import InputError
 
 
 MAX_BETA = 0.999  # as the cosine schedule's
-MIN_LAMBDA = (
-    -5.1
-)  # log(sqrt(abar) / sqrt(1 - abar)) from which solvers start on the cosine schedule; below all of the linear one
+MIN_LAMBDA = -5.1  # log(sqrt(abar) / sqrt(1 - abar)) from which solvers start on the cosine schedule; below all of the linear one
 MAX_AMPLIFICATION = 100  # of guidance by one step; the paper's settings stay below 3
 
 SOLVERS = (
@@ -50,7 +48,7 @@ SOLVERS = (
 """What steps on guided noise (Algorithm 2): schedulers whose samples keep variance, from noise predictions."""
 
 FROM_NOISE_ALONE = (PNDMScheduler, LMSDiscreteScheduler)
-"""What cannot start in the middle: diffusers' would take the steps before the first one for taken, or a step for another."""
+"""What cannot start in the middle: how they step follows from the number of steps before, whether those were taken or not."""
 
 HAVE_ENDS = ("linear", "scaled_linear", "sigmoid")  # schedules between a first and a last beta
 
@@ -189,9 +187,8 @@ def scheduler_on_guided_noise(
         scheduler.alphas_cumprod = diffusion.alphas_cumprod  # float64: 1 - abar is small at the end
         scheduler.set_timesteps(num_steps)
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(
-            begin_index
-        )  # else it looks for its first timestep, which Karras's spacing may repeat
+        # else it looks for its first timestep, which Karras's spacing may repeat
+        scheduler.set_begin_index(begin_index)
     if isinstance(scheduler, IN_SIGMA):
         return OfKeptVariance(scheduler, sigmas_of(scheduler, diffusion), begin_index)
     return scheduler
