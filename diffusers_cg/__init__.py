@@ -11,6 +11,7 @@ from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
+    ClassifierGuidedInpaintPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )
 
@@ -21,6 +22,7 @@ __all__ = [
     "ClassifierGuidance",
     "ClassifierGuidedDDIMPipeline",
     "ClassifierGuidedDDPMPipeline",
+    "ClassifierGuidedInpaintPipeline",
     "ClassifierGuidedSuperResolutionPipeline",
     "EDMHeunScheduler",
     "GaussianDiffusion",
@@ -36,5 +38,6 @@ register_library(
     NoisyClassifierModel,
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
+    ClassifierGuidedInpaintPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )
