@@ -483,6 +483,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
                 sample = take_step(step) + shift
                 if again:
                     step = look(step.noised_again(sample), i)
+            if step.is_last:
+                sample = guidance.conclude(step, sample)
             sample = on_step_end(sample, t, i)
         return sample, cost
 
