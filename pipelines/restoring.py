@@ -18,6 +18,7 @@ from diffusers_cg.guidance import (
     RestorationGuidance,
 )
 from diffusers_cg.pipelines.image_inputs import images_to_tensor
+from diffusers_cg.pipelines.pipeline_classifier_guided import GuidedImagePipelineOutput
 from diffusers_cg.restoration import FunctionOperator, LinearOperator
 
 
@@ -63,7 +64,7 @@ class Restoring:
         output_type: str = "pil",
         return_dict: bool = True,
         **of_method: Any,
-    ):
+    ) -> GuidedImagePipelineOutput | tuple:
         """Draws images x of which y = A x + noise was measured: a call that is guided by [`RestorationGuidance`].
 
         Args:

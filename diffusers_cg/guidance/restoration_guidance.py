@@ -120,7 +120,8 @@ class PiGDMGuidance(RestorationGuidance):
         (A dx_0/dx_t)^T (r_t^2 A A^T + noise_std^2 I)^-1 (y - A x_0),      r_t^2 = s^2 sigma_t^2 / (s^2 + sigma_t^2)
 
     exact where data are N(mu, s^2 I). Without noise it is (dx_0/dx_t)^T A^+ (y - A x_0) / r_t^2. It goes where a classifier's gradient
-    goes, into the noise of Algorithm 2; the paper adds sqrt(abar_t) r_t^2 times it to x_{t-1}.
+    goes: into the noise of Algorithm 2, or the mean of Algorithm 1. The authors' code adds it to x_{t-1} with weights of its own,
+    sqrt(abar_t abar') r_t^2.
 
     Args:
         operator, measurement, noise_std: as in [`RestorationGuidance`].

@@ -185,12 +185,14 @@ class Blur(LinearOperator):
 
     def transfer(self, images: torch.Tensor) -> torch.Tensor:
         """The kernel's Fourier transform, (H, W / 2 + 1), complex64."""
+        device = images.device
         rows, columns = (
-            (torch.arange(length) - length // 2) % side for length, side in zip(self.kernel.shape, images.shape[-2:])
+            (torch.arange(length, device=device) - length // 2) % side
+            for length, side in zip(self.kernel.shape, images.shape[-2:])
         )
-        about_origin = torch.zeros(images.shape[-2:])
-        about_origin.index_put_((rows[:, None], columns), self.kernel.cpu(), accumulate=True)
-        return torch.fft.rfft2(about_origin).to(images.device)
+        about_origin = torch.zeros(images.shape[-2:], device=device)
+        about_origin.index_put_((rows[:, None], columns), self.kernel.to(device), accumulate=True)
+        return torch.fft.rfft2(about_origin)
 
     def multiplied(self, images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         return torch.fft.irfft2(factors * torch.fft.rfft2(images), s=images.shape[-2:])

@@ -120,6 +120,32 @@ def test_what_ddnm_plus_draws_of_a_noisy_mean(noise_std):
     assert means.std().item() < noise_std
 
 
+@pytest.mark.parametrize("noise_std", [0.1, 3.0])
+def test_the_noise_of_ddnm_plus(pipes, noise_std):
+    """Of means of pixels, V d V^T z and none of the network's; of what is left of the pixels, DDNM's."""
+    box, steps, eta = BoxDownsampling(2), [], 0.6
+
+    class Recorder(DDNMGuidance):
+        def shift(self, step):
+            steps.append(step)
+            return super().shift(step)
+
+    guidance = Recorder(box, box.forward(IMAGES), noise_std, eta)
+    restored(pipes["ddim"], guidance)
+    step = steps[0]
+    sigma, n = (1 - step.alpha_prod_t_prev).sqrt(), step.alpha_prod_t_prev.sqrt() * noise_std / 0.5
+    d = (sigma**2 - n**2).sqrt() if n <= sigma else eta * sigma
+    step.generator = [seeded(0), seeded(1)]
+    z = step.randn(SHAPE)
+    step.generator = [seeded(0), seeded(1)]
+    noise = guidance.noise(step)
+    assert torch.allclose(box.forward(noise), d * box.forward(z), atol=1e-5)
+    plain = sigma * (eta * z + (1 - eta**2) ** 0.5 * step.noise)
+    assert torch.allclose(
+        noise - box.pseudo_inverse(box.forward(noise)), plain - box.pseudo_inverse(box.forward(plain)), atol=1e-5
+    )
+
+
 def test_classifier_guidance_adds_up():
     """p(x | class, reading) of the mixture by an unconditional unet: PiGDM and the classifier."""
     known = Mask(torch.tensor([[0, 0], [0, 1]]))  # a pixel that says nothing of the class, and is a Gaussian in both
