@@ -581,7 +581,7 @@ def take_guided_step(look: Look, sample: torch.Tensor, index: int, take_step: Ta
         sample = take_step(step) + shift
         if again:
             step = look(step.noised_again(sample), index)
-    return sample
+    return step.guidance.conclude(step, sample) if step.is_last else sample
 
 
 def predicts_variance(unet: UNet2DModel) -> bool:

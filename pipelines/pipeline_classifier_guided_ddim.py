@@ -26,6 +26,7 @@ from diffusers_cg.pipelines.pipeline_classifier_guided import (
     TakeStep,
     check_generator,
 )
+from diffusers_cg.pipelines.restoring import Restoring
 
 
 def ddim_steps(
@@ -57,7 +58,7 @@ def ddim_steps(
     return take_step
 
 
-class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
+class ClassifierGuidedDDIMPipeline(Restoring, ClassifierGuidedPipeline):
     r"""Samples by DDIM on guided noise: eps - sqrt(1 - abar_t) s grad log p(y|x_t).
 
     The guidance lives in noise space, so `scheduler` may be any scheduler of diffusers that steps on noise and keeps variance

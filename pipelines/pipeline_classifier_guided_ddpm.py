@@ -15,6 +15,7 @@ from diffusers_cg.pipelines.pipeline_classifier_guided import (
     TakeStep,
     predicts_variance,
 )
+from diffusers_cg.pipelines.restoring import Restoring
 
 
 def ddpm_steps(diffusion: GaussianDiffusion, guidance: GuidanceSum) -> TakeStep:
@@ -29,7 +30,7 @@ def ddpm_steps(diffusion: GaussianDiffusion, guidance: GuidanceSum) -> TakeStep:
     return take_step
 
 
-class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
+class ClassifierGuidedDDPMPipeline(Restoring, ClassifierGuidedPipeline):
     r"""Samples by DDPM, each step's mean shifted by s Sigma grad log p(y|x_t).
 
     Args:

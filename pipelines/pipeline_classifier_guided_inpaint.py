@@ -1,6 +1,5 @@
 """Classifier-guided inpainting: RePaint, or DDNM's projection, on the steps of Algorithm 1."""
 
-import logging
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, get_args
@@ -11,7 +10,7 @@ from diffusers.image_processor import PipelineImageInput
 
 from diffusers_cg.diffusion import Generators, to_ddpm_scheduler
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum, GuidedStep
+from diffusers_cg.guidance import DDNMGuidance, Guidance, GuidanceFunction, GuidanceSum
 from diffusers_cg.pipelines.image_inputs import masks_to_tensor, unit_images
 from diffusers_cg.pipelines.pipeline_classifier_guided import (
     Callback,
@@ -22,11 +21,10 @@ from diffusers_cg.pipelines.pipeline_classifier_guided import (
     take_guided_step,
 )
 from diffusers_cg.pipelines.pipeline_classifier_guided_ddpm import ddpm_steps
+from diffusers_cg.restoration import Mask
 
 
 Method = Literal["repaint", "ddnm"]
-
-logger = logging.getLogger(__name__)
 
 
 def jumping_levels(num_steps: int, jump_length: int, jump_n_sample: int) -> list[int]:
@@ -43,22 +41,6 @@ def jumping_levels(num_steps: int, jump_length: int, jump_n_sample: int) -> list
             levels += range(level + 1, level + jump_length + 1)
         levels.append(levels[-1] - 1)
     return levels
-
-
-class KnownPixels(Guidance):
-    """DDNM's projection (*Zero-Shot Image Restoration*, Wang et al., 2022) for a mask: the clean image that the network sees
-    gets the known pixels.
-
-    Args:
-        image (`torch.Tensor`): (B, C, H, W) in [-1, 1].
-        hole (`torch.Tensor`): (1 or B, 1, H, W) bool, where the image is not known.
-    """
-
-    def __init__(self, image: torch.Tensor, hole: torch.Tensor):
-        self.image, self.hole = image, hole
-
-    def replace(self, step: GuidedStep) -> torch.Tensor:
-        return torch.where(self.hole, step.pred_original_sample, self.image)
 
 
 class ClassifierGuidedInpaintPipeline(ClassifierGuidedPipeline):
@@ -88,8 +70,8 @@ class ClassifierGuidedInpaintPipeline(ClassifierGuidedPipeline):
         """A `DDPMScheduler` of the same noise schedule."""
         return to_ddpm_scheduler(scheduler, predicts_variance(unet))
 
-    def prepare_mask(self, mask_image: PipelineImageInput, batch_size: int, size: tuple[int, int]) -> torch.Tensor:
-        """Where images are to be filled, (1 or B, 1, H, W) bool, on the execution device; warns of what leaves nothing to do.
+    def prepare_mask(self, mask_image: PipelineImageInput, batch_size: int, size: tuple[int, int]) -> Mask:
+        """What is known of images, on the execution device.
 
         Raises:
             InputError: as [`masks_to_tensor`], or if there are several masks and another number of images.
@@ -99,16 +81,7 @@ class ClassifierGuidedInpaintPipeline(ClassifierGuidedPipeline):
             raise InputError(
                 f"`mask_image` holds {len(hole)} masks for a batch of {batch_size}: pass one, or one for each."
             )
-        for index, share in enumerate(hole.float().mean(dim=(1, 2, 3)).tolist()):
-            if share == 0:
-                logger.warning(
-                    f"Mask {index} of `mask_image` is empty (all 0): nothing is filled, the image stays as it is."
-                )
-            elif share == 1:
-                logger.warning(
-                    f"Mask {index} of `mask_image` is full (all 1): nothing is kept, the image is drawn anew."
-                )
-        return hole.to(self._execution_device)
+        return Mask(~hole.to(self._execution_device))
 
     @torch.inference_mode(False)  # a guidance may want gradients
     @torch.no_grad()
@@ -173,11 +146,11 @@ class ClassifierGuidedInpaintPipeline(ClassifierGuidedPipeline):
         given = unit_images(image, shape).to(self._execution_device)
         image, labels, batch_size = self.prepare_images_and_labels(given, class_labels, batch_size, shape)
         guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape, scheduler)
-        hole = self.prepare_mask(mask_image, batch_size, shape[1:])
+        mask = self.prepare_mask(mask_image, batch_size, shape[1:])
         sample = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
 
         if method == "ddnm":
-            guidance = GuidanceSum([guidance, KnownPixels(image, hole)])
+            guidance = GuidanceSum([guidance, DDNMGuidance(mask, image, eta=None)])
         timesteps = diffusion.timesteps.tolist()
         look, cost = self.prepare_look(diffusion, timesteps, guidance, labels, generator, sample.device)
         take_step = ddpm_steps(diffusion, guidance)
@@ -189,12 +162,12 @@ class ClassifierGuidedInpaintPipeline(ClassifierGuidedPipeline):
                 continue
             if method == "repaint" and i > 0:
                 known = diffusion.q_sample(image, look(sample, index).randn(sample.shape), timesteps[index])
-                sample = torch.where(hole, sample, known)
+                sample = mask.proximal(sample, known)
             sample = take_guided_step(look, sample, index, take_step)
             sample = on_step_end(sample, timesteps[index], i)
 
-        output = self.finish(torch.where(hole, sample, image), "latent", True, cost)
+        output = self.finish(mask.proximal(sample, image), "latent", True, cost)
         if output_type != "latent":  # [-1, 1] and back again would round what is known
-            images = torch.where(hole, (output.images / 2 + 0.5).clamp(0, 1), given)
+            images = mask.proximal((output.images / 2 + 0.5).clamp(0, 1), given)
             output.images = self.image_processor.postprocess(images, output_type, [False] * batch_size)
         return output if return_dict else (output.images,)

@@ -14,6 +14,13 @@ from diffusers_cg.guidance.clean_image_guidance import (
 )
 from diffusers_cg.guidance.guidance import Guidance, GuidanceFunction, GuidanceSum
 from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
+from diffusers_cg.guidance.restoration_guidance import (
+    DDNMGuidance,
+    DiffPIRGuidance,
+    DPSGuidance,
+    PiGDMGuidance,
+    RestorationGuidance,
+)
 from diffusers_cg.guidance.text_guidance import TextGuidance
 from diffusers_cg.guidance.training_free_guidance import TrainingFreeGuidance
 from diffusers_cg.guidance.transformers_models import image_classifier
@@ -25,6 +32,9 @@ __all__ = [
     "ClassifierGuidance",
     "CleanClassifierGuidance",
     "CleanImageGuidance",
+    "DDNMGuidance",
+    "DPSGuidance",
+    "DiffPIRGuidance",
     "EnergyGuidance",
     "Guidance",
     "GuidanceFunction",
@@ -32,7 +42,9 @@ __all__ = [
     "GuidedCall",
     "GuidedStep",
     "PerturbedAttentionGuidance",
+    "PiGDMGuidance",
     "PredictionGuidance",
+    "RestorationGuidance",
     "TextGuidance",
     "TrainingFreeGuidance",
     "classifier_gradient",

@@ -1,6 +1,6 @@
 r"""What a guidance may change in a step of sampling, and how guidances compose.
 
-A guidance has four parts, any of which may be left out:
+A guidance has five parts, any of which may be left out:
 
 | part | given back | what it does to the step |
 | --- | --- | --- |
@@ -8,6 +8,7 @@ A guidance has four parts, any of which may be left out:
 | `guidance.mix(step)` | a noise | replaces the network's, as classifier-free guidance does |
 | `guidance.replace(step)` | a clean image | replaces the one that the network sees, as a mask does |
 | `guidance.shift(step)` | a distance | is added to x_{t-1} as it is, as training-free guidance does |
+| `guidance.conclude(step, images)` | the final images | replace what the last step led to, as where some pixels must be kept to the bit |
 
 First noises are mixed, then clean images replaced; what gives gradients and shifts sees the outcome. A plain function of a step
 is a guidance of the first part alone.
@@ -48,6 +49,10 @@ class Guidance:
     def shift(self, step: GuidedStep) -> torch.Tensor | float:
         """What is added to x_{t-1}, (B, C, H, W) float32."""
         return 0.0
+
+    def conclude(self, step: GuidedStep, images: torch.Tensor) -> torch.Tensor:
+        """The images to end with in place of `images`, to which `step`, the last one, led; (B, C, H, W) float32."""
+        return images
 
     def recurrences(self, step: GuidedStep) -> int:
         """How often the step is taken, with its noise added back in between."""
@@ -159,6 +164,11 @@ class GuidanceSum(Guidance):
             shifts = [checked(guidance.shift(step), guidance, step) for guidance in self.guidances]
         return reduce(add, shifts) if shifts else 0.0
 
+    def conclude(self, step: GuidedStep, images: torch.Tensor) -> torch.Tensor:
+        for guidance in self.guidances:
+            images = guidance.conclude(step, images)
+        return images
+
     def recurrences(self, step: GuidedStep) -> int:
         return max([1, *(guidance.recurrences(step) for guidance in self.guidances)])
 
@@ -192,7 +202,7 @@ def checked(gradient: torch.Tensor | float, guidance: Guidance, step: GuidedStep
 
 
 class Changed(Guidance, ABC):
-    """A guidance whose four parts are all changed alike: a subclass overrides [`change`]."""
+    """A guidance whose five parts are all changed alike: a subclass overrides [`change`]."""
 
     def __init__(self, guidance: Guidance):
         self.guidance = guidance
@@ -212,6 +222,9 @@ class Changed(Guidance, ABC):
 
     def shift(self, step: GuidedStep) -> torch.Tensor | float:
         return self.change(self.guidance.shift, step, 0.0)
+
+    def conclude(self, step: GuidedStep, images: torch.Tensor) -> torch.Tensor:
+        return self.change(lambda step: self.guidance.conclude(step, images), step, images)
 
     def recurrences(self, step: GuidedStep) -> int:
         return self.guidance.recurrences(step)

@@ -145,11 +145,11 @@ def test_one_image_for_all_labels(pipe):
 def test_masks_that_leave_nothing_to_do_are_warned_of(pipe, caplog):
     caplog.set_level(logging.WARNING)
     empty = fill(pipe, mask_image=torch.stack([0 * MASK, MASK]))
-    assert "Mask 0 of `mask_image` is empty" in caplog.text and "Mask 1" not in caplog.text
+    assert "Mask 0 leaves nothing to restore" in caplog.text and "Mask 1" not in caplog.text
     assert torch.equal(empty[0], IMAGES[0])
     caplog.clear()
     full = fill(pipe, mask_image=MASK + 1 - MASK)
-    assert "Mask 0 of `mask_image` is full" in caplog.text
+    assert "Mask 0 leaves nothing to go by" in caplog.text
     assert not torch.isclose(full, IMAGES).all()
 
 

@@ -1,0 +1,26 @@
+"""What was measured of images: linear operators, their adjoints and pseudo-inverses."""
+
+from diffusers_cg.restoration.linear_operator import FunctionOperator, LinearOperator, check_adjoint
+from diffusers_cg.restoration.operators import (
+    BicubicDownsampling,
+    Blur,
+    BoxDownsampling,
+    GaussianBlur,
+    Grayscale,
+    Mask,
+    MotionBlur,
+)
+
+
+__all__ = [
+    "BicubicDownsampling",
+    "Blur",
+    "BoxDownsampling",
+    "FunctionOperator",
+    "GaussianBlur",
+    "Grayscale",
+    "LinearOperator",
+    "Mask",
+    "MotionBlur",
+    "check_adjoint",
+]
