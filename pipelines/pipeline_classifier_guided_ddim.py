@@ -16,6 +16,7 @@ from diffusers_cg.diffusion import (
     warn_of_amplification,
 )
 from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum, GuidedStep
+from diffusers_cg.pipelines.differentiable_sampling import without_graph
 from diffusers_cg.pipelines.pipeline_classifier_guided import (
     Callback,
     ClassifierGuidedPipeline,
@@ -74,8 +75,7 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         """A `DDIMScheduler` of the same noise schedule for a `DDPMScheduler`; any other as it is."""
         return to_ddim_scheduler(scheduler)
 
-    @torch.inference_mode(False)  # a guidance may want gradients
-    @torch.no_grad()
+    @without_graph
     def __call__(
         self,
         class_labels: int | Sequence[int] | torch.Tensor | None = None,

@@ -7,6 +7,7 @@ from diffusers import DDPMScheduler, SchedulerMixin, UNet2DModel
 
 from diffusers_cg.diffusion import GaussianDiffusion, Generators, to_ddpm_scheduler
 from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum, GuidedStep
+from diffusers_cg.pipelines.differentiable_sampling import without_graph
 from diffusers_cg.pipelines.pipeline_classifier_guided import (
     Callback,
     ClassifierGuidedPipeline,
@@ -52,8 +53,7 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         """A `DDPMScheduler` of the same noise schedule."""
         return to_ddpm_scheduler(scheduler, predicts_variance(unet))
 
-    @torch.inference_mode(False)  # a guidance may want gradients
-    @torch.no_grad()
+    @without_graph
     def __call__(
         self,
         class_labels: int | Sequence[int] | torch.Tensor | None = None,

@@ -6,7 +6,12 @@ from diffusers_cg.guidance.classifier_free_guidance import (
     PerturbedAttentionGuidance,
     PredictionGuidance,
 )
-from diffusers_cg.guidance.classifier_guidance import ClassifierGuidance, classifier_gradient, keeping_weights
+from diffusers_cg.guidance.classifier_guidance import (
+    ClassifierGuidance,
+    classifier_gradient,
+    evaluating,
+    keeping_weights,
+)
 from diffusers_cg.guidance.clean_image_guidance import (
     CleanClassifierGuidance,
     CleanImageGuidance,
@@ -36,6 +41,7 @@ __all__ = [
     "TextGuidance",
     "TrainingFreeGuidance",
     "classifier_gradient",
+    "evaluating",
     "image_classifier",
     "keeping_weights",
 ]
