@@ -12,6 +12,7 @@ from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
     ClassifierGuidedSuperResolutionPipeline,
+    Denoiser,
 )
 
 
@@ -22,6 +23,7 @@ __all__ = [
     "ClassifierGuidedDDIMPipeline",
     "ClassifierGuidedDDPMPipeline",
     "ClassifierGuidedSuperResolutionPipeline",
+    "Denoiser",
     "EDMHeunScheduler",
     "GaussianDiffusion",
     "NoisyClassifierModel",

@@ -537,6 +537,64 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             sample = on_step_end(move(sample, i), t, i)
         return sample, cost
 
+    def purify(
+        self,
+        image: torch.Tensor,
+        strength: float,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        num_inference_steps: int | None = None,
+        classifier_scale: float | Sequence[float] | torch.Tensor = 0.0,
+        guidance: Guidance | GuidanceFunction | None = None,
+        generator: Generators = None,
+        checkpointing: bool = True,
+    ) -> torch.Tensor:
+        """Noises images and denoises them, which takes small perturbations away (*Diffusion Models for Adversarial
+        Purification*, Nie et al., 2022). Where gradients are on, the result has one in `image`, as of [`differentiable`].
+
+        Args:
+            image (`torch.Tensor`): (B, C, H, W) in [0, 1], of a size that the unet takes.
+            strength (`float`): t* of the paper: the share of the steps that is taken, the last ones, above 0 and up to 1.
+            class_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): As of a call.
+            num_inference_steps (`int`, *optional*): Of which `strength` is the share; the saved default otherwise.
+            classifier_scale, guidance, generator: As of a call; not guided unless asked.
+            checkpointing (`bool`): As of [`differentiable`].
+
+        Returns:
+            `torch.Tensor`: (B, C, H, W) in [0, 1], float32.
+
+        Raises:
+            InputError: if an input is out of range or missing; nothing has been computed by then.
+        """
+        if self.unet.config.get("low_res_channels"):
+            raise InputError("An upsampler cannot purify images: use a unet that generates from noise alone.")
+        if not isinstance(image, torch.Tensor) or image.ndim != 4:
+            raise InputError("`image` must be a torch.Tensor of shape (batch, channels, height, width).")
+        if not 0 < strength <= 1:
+            raise InputError(
+                f"`strength` must lie above 0 (at which nothing would change), up to 1, got {strength!r}."
+            )
+        shape = self.prepare_shape(*image.shape[2:])
+        clean_images = self.prepare_image(image, shape)
+        _, diffusion = self.prepare_steps(num_inference_steps, None)
+        timesteps = diffusion.timesteps.tolist()
+        timesteps = timesteps[-max(round(strength * len(timesteps)), 1) :]
+        call = {
+            "class_labels": class_labels,
+            "batch_size": len(image),
+            "timesteps": timesteps,
+            "classifier_scale": classifier_scale,
+            "guidance": guidance,
+            "height": shape[1],
+            "width": shape[2],
+            "output_type": "pt",
+        }
+        self.check_call(**call)
+        noise = self.prepare_latents(len(image), generator, None, shape)
+        latents = diffusion.q_sample(clean_images, noise, timesteps[0])
+        has_gradient = torch.is_grad_enabled() and latents.requires_grad
+        with self.differentiable(checkpointing) if has_gradient else nullcontext():
+            return self(**call, latents=latents, generator=generator).images
+
     def progress(self, timesteps: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Numbers and timesteps of the steps, under the progress bar, until a callback interrupts."""
         self._interrupt = False

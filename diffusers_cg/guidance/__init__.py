@@ -10,6 +10,7 @@ from diffusers_cg.guidance.classifier_guidance import (
     ClassifierGuidance,
     classifier_gradient,
     evaluating,
+    gradient_and_logits,
     keeping_weights,
 )
 from diffusers_cg.guidance.clean_image_guidance import (
@@ -42,6 +43,7 @@ __all__ = [
     "TrainingFreeGuidance",
     "classifier_gradient",
     "evaluating",
+    "gradient_and_logits",
     "image_classifier",
     "keeping_weights",
 ]
