@@ -33,7 +33,6 @@ from diffusers_cg.guidance import (
     GuidanceSum,
     GuidedCall,
     GuidedStep,
-    evaluating,
     keeping_weights,
 )
 from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
@@ -499,12 +498,10 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     ) -> tuple[torch.Tensor, Counter]:
         """From x_T to x_0, (B, C, H, W), float32, and what that cost: each step is taken as often as the guidance says."""
         cost = Counter(unet=0, classifier=0, backward=0)
-        settled = evaluating if self.is_differentiable else nullcontext  # a second pass might drop out other units
 
         def predict(sample, timestep, class_labels, unet=None) -> Prediction:
             cost["unet"] += 1
-            with settled(unet or self.unet):
-                return self.predict(sample, timestep, class_labels, low_res, diffusion, unet)
+            return self.predict(sample, timestep, class_labels, low_res, diffusion, unet)
 
         look = partial(
             GuidedStep,
@@ -532,7 +529,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         if self.is_differentiable:
             if low_res is not None and low_res.requires_grad:
                 raise InputError("An upsampler has a gradient in its `latents`, not in `image`: pass image.detach().")
-            move = with_gradient(move, generator, checkpointing=self._gradient == "checkpointed")
+            networks = [network for network in (self.unet, self.classifier) if network is not None]
+            move = with_gradient(move, networks, generator, checkpointing=self._gradient == "checkpointed")
         for i, t in self.progress(timesteps):
             sample = on_step_end(move(sample, i), t, i)
         return sample, cost
