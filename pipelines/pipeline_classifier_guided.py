@@ -514,6 +514,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             memory={},
             cost=cost,
         )
+        is_differentiable = self.is_differentiable  # no longer, perhaps, in the backward pass
 
         def move(sample: torch.Tensor, index: int, keeps_graph: bool = False) -> torch.Tensor:
             step = look(sample, index, keeps_graph=keeps_graph)
@@ -522,11 +523,11 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
                 sample = take_step(step) + shift
                 if again:
                     step = look(step.noised_again(sample), index, keeps_graph=keeps_graph)
-            if keeps_graph and step.memory:
+            if is_differentiable and step.memory:
                 raise InputError(f"{guidance.name} goes by what it saw before, through which there is no gradient.")
             return sample
 
-        if self.is_differentiable:
+        if is_differentiable:
             if low_res is not None and low_res.requires_grad:
                 raise InputError("An upsampler has a gradient in its `latents`, not in `image`: pass image.detach().")
             networks = [network for network in (self.unet, self.classifier) if network is not None]
