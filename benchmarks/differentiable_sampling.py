@@ -4,7 +4,7 @@
 
 draws one image by DDIM with that model (296M parameters, class-conditional, random weights) and takes the gradient of it in its
 latents, in a process of its own per row, and prints that process's peak memory; then how far the two gradients differ. `--guided`
-adds the 64x64 classifier. A row that might exceed `--limit` GiB, by the line through the last two, is not run.
+adds the 64x64 classifier. A row that might exceed `--limit` GiB, by the line through the two before it, is not run: begin with few steps.
 """
 
 import multiprocessing
