@@ -11,6 +11,7 @@ from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
+    ClassifierGuidedInpaintPipeline,
     ClassifierGuidedSuperResolutionPipeline,
     Denoiser,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "ClassifierGuidance",
     "ClassifierGuidedDDIMPipeline",
     "ClassifierGuidedDDPMPipeline",
+    "ClassifierGuidedInpaintPipeline",
     "ClassifierGuidedSuperResolutionPipeline",
     "Denoiser",
     "EDMHeunScheduler",
@@ -38,5 +40,6 @@ register_library(
     NoisyClassifierModel,
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
+    ClassifierGuidedInpaintPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
@@ -23,6 +23,7 @@ from diffusers_cg.diffusion import (
     check_eta,
     check_trained_process,
     is_ancestral,
+    resolve_begin_index,
     resolve_timesteps,
 )
 from diffusers_cg.errors import InputError
@@ -42,11 +43,15 @@ from diffusers_cg.pipelines.image_inputs import images_to_tensor
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+DEFAULT_STRENGTH = 0.5  # of a call that starts from images
 
 Callback = Callable | PipelineCallback | MultiPipelineCallbacks
 
 TakeStep = Callable[[GuidedStep], torch.Tensor]
 """The step from x_t -> x_{t-1}, (B, C, H, W)."""
+
+Look = Callable[[torch.Tensor, int], GuidedStep]
+"""(sample x_t, (B, C, H, W), number of the step) -> the step from there."""
 
 OnStepEnd = Callable[[torch.Tensor, int, int], torch.Tensor]
 """(sample x_{t-1}, t, number of the step) -> the sample to go on with."""
@@ -146,7 +151,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
 
     @contextmanager
     def differentiable(self, checkpointing: bool = True) -> Iterator[None]:
-        """Calls within have a gradient: that of their images in the `latents` that they are given.
+        """Calls within have a gradient: that of their images in the `latents` or the `image` that they start from.
 
             with pipe.differentiable():
                 images = pipe(class_labels, latents=latents, output_type="pt").images
@@ -154,7 +159,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
 
         It goes through every step, the gradients of guidances included (second order), and to nothing else: networks are in
         evaluation mode, and their parameters get none. Clipped clean images, and pixels outside [0, 1] in `"pt"`, pass no
-        gradient on. For steps of DDPM and DDIM.
+        gradient on. For steps of DDPM and DDIM; inversion, editing and inpainting have no gradient.
 
         Args:
             checkpointing (`bool`): Whether each step is computed once more in the backward pass, so that memory holds the
@@ -169,13 +174,17 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------------- inputs
 
     def prepare_class_labels(
-        self, class_labels: int | Sequence[int] | torch.Tensor | None, batch_size: int | None
+        self,
+        class_labels: int | Sequence[int] | torch.Tensor | None,
+        batch_size: int | None,
+        name: str = "class_labels",
     ) -> torch.Tensor | None:
         """Labels (B,) int64 on the execution device, a single one repeated `batch_size` times; None if there are none.
 
         Args:
             class_labels: As the user gave them.
             batch_size (`int`, *optional*): Number of images that the user asked for.
+            name (`str`): What the call calls the labels.
 
         Raises:
             InputError: if labels are out of range, not integers or of another number.
@@ -188,22 +197,20 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         try:
             labels = torch.as_tensor(class_labels, device=self._execution_device)
         except (TypeError, ValueError, RuntimeError):
-            raise InputError(f"`class_labels` must be whole numbers, got {class_labels!r}.") from None
+            raise InputError(f"`{name}` must be whole numbers, got {class_labels!r}.") from None
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise InputError(f"`class_labels` must be whole numbers, got {labels.dtype}.")
+            raise InputError(f"`{name}` must be whole numbers, got {labels.dtype}.")
         labels = labels.to(torch.int64).clone()  # one of inference mode could not take part in a gradient
         if labels.ndim == 0:
             labels = labels.expand(batch_size or 1)
         if labels.ndim != 1 or len(labels) == 0:
-            raise InputError(
-                f"`class_labels` must be one label or a flat list of them, got shape {tuple(labels.shape)}."
-            )
+            raise InputError(f"`{name}` must be one label or a flat list of them, got shape {tuple(labels.shape)}.")
         if batch_size is not None and len(labels) != batch_size:
-            raise InputError(f"`class_labels` holds {len(labels)} labels for a batch of {batch_size}.")
+            raise InputError(f"`{name}` holds {len(labels)} labels for a batch of {batch_size}.")
 
         num_classes = self.num_classes
         if num_classes is not None and not bool(((labels >= 0) & (labels < num_classes)).all()):
-            raise InputError(f"`class_labels` must lie in 0..{num_classes - 1}, got {labels.tolist()}.")
+            raise InputError(f"`{name}` must lie in 0..{num_classes - 1}, got {labels.tolist()}.")
         return labels
 
     @property
@@ -275,6 +282,53 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """
         return images_to_tensor(image, shape).to(self._execution_device)
 
+    def prepare_images_and_labels(
+        self,
+        image: PipelineImageInput | None,
+        class_labels: int | Sequence[int] | torch.Tensor | None,
+        batch_size: int | None,
+        shape: tuple[int, int, int],
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, int]:
+        """Images (B, C, H, W) in [-1, 1], labels (B,), each None where there are none, and B: one image is for all labels.
+
+        Raises:
+            InputError: as [`prepare_image`] and [`prepare_class_labels`], or if their numbers differ.
+        """
+        images = None if image is None else self.prepare_image(image, shape)
+        if images is not None and len(images) > 1 and batch_size is None:
+            batch_size = len(images)
+        labels = self.prepare_class_labels(class_labels, batch_size)
+        batch_size = num_images(labels, batch_size)
+        if images is None:
+            return None, labels, batch_size
+        if len(images) not in (1, batch_size):
+            raise InputError(
+                f"`image` holds {len(images)} images for a batch of {batch_size}: pass one, or one for each."
+            )
+        return images.expand(batch_size, -1, -1, -1), labels, batch_size
+
+    def prepare_begin_index(
+        self,
+        image: PipelineImageInput | None,
+        strength: float | None,
+        latents: torch.Tensor | None,
+        scheduler: SchedulerMixin,
+    ) -> int:
+        """Which of the scheduler's timesteps a call takes first: 0, or a later one where it starts from images.
+
+        Raises:
+            InputError: if there is a strength without images, or latents beside them; as [`resolve_begin_index`].
+        """
+        if image is None and strength is not None:
+            raise InputError("`strength` is how far to go from `image`, which is missing: pass both, or neither.")
+        if image is not None and latents is not None:
+            raise InputError(
+                "Pass either `image`, which is noised with the generator's noise, or `latents`, noise to start from, not both."
+            )
+        if image is None:
+            return 0
+        return resolve_begin_index(scheduler, DEFAULT_STRENGTH if strength is None else strength)
+
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the images that the unet was trained on."""
@@ -309,15 +363,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             InputError: if `latents` has another shape or type, or the generators another number or type.
         """
         shape = (batch_size, *shape)
-        generators = generator if isinstance(generator, list) else [generator]
-        if any(one is not None and not isinstance(one, torch.Generator) for one in generators):
-            raise InputError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
+        check_generator(generator, batch_size)
         if latents is not None and not isinstance(latents, torch.Tensor):
             raise InputError(f"`latents` must be a torch.Tensor, got {type(latents).__name__}.")
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise InputError(
-                f"`generator` is a list of {len(generator)} for a batch of {batch_size}: pass one per image."
-            )
         if latents is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if tuple(latents.shape) != shape:
@@ -497,35 +545,14 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         low_res: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Counter]:
         """From x_T to x_0, (B, C, H, W), float32, and what that cost: each step is taken as often as the guidance says."""
-        cost = Counter(unet=0, classifier=0, backward=0)
-
-        def predict(sample, timestep, class_labels, unet=None) -> Prediction:
-            cost["unet"] += 1
-            return self.predict(sample, timestep, class_labels, low_res, diffusion, unet)
-
-        look = partial(
-            GuidedStep,
-            timesteps=torch.tensor(timesteps, device=sample.device),
-            class_labels=class_labels,
-            predict=predict,
-            diffusion=diffusion,
-            guidance=guidance,
-            generator=generator,
-            memory={},
-            cost=cost,
-        )
+        look, cost = self.prepare_look(diffusion, timesteps, guidance, class_labels, generator, sample.device, low_res)
         is_differentiable = self.is_differentiable  # no longer, perhaps, in the backward pass
 
         def move(sample: torch.Tensor, index: int, keeps_graph: bool = False) -> torch.Tensor:
-            step = look(sample, index, keeps_graph=keeps_graph)
-            for again in reversed(range(guidance.recurrences(step))):
-                shift = guidance.shift(step)
-                sample = take_step(step) + shift
-                if again:
-                    step = look(step.noised_again(sample), index, keeps_graph=keeps_graph)
-            if is_differentiable and step.memory:
+            prev_sample = take_guided_step(partial(look, keeps_graph=keeps_graph), sample, index, take_step)
+            if is_differentiable and look(sample, index).memory:
                 raise InputError(f"{guidance.name} goes by what it saw before, through which there is no gradient.")
-            return sample
+            return prev_sample
 
         if is_differentiable:
             if low_res is not None and low_res.requires_grad:
@@ -536,65 +563,37 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             sample = on_step_end(move(sample, i), t, i)
         return sample, cost
 
-    def purify(
+    def prepare_look(
         self,
-        image: torch.Tensor,
-        strength: float,
-        class_labels: int | Sequence[int] | torch.Tensor | None = None,
-        num_inference_steps: int | None = None,
-        classifier_scale: float | Sequence[float] | torch.Tensor = 0.0,
-        guidance: Guidance | GuidanceFunction | None = None,
-        generator: Generators = None,
-        checkpointing: bool = True,
-    ) -> torch.Tensor:
-        """Noises images and denoises them, which takes small perturbations away (*Diffusion Models for Adversarial
-        Purification*, Nie et al., 2022). Where gradients are on, the result has one in `image`, as of [`differentiable`].
+        diffusion: GaussianDiffusion,
+        timesteps: Sequence[int] | Sequence[float],
+        guidance: GuidanceSum,
+        class_labels: torch.Tensor | None,
+        generator: Generators,
+        device: torch.device,
+        low_res: torch.Tensor | None = None,
+    ) -> tuple[Look, Counter]:
+        """How a call looks at a sample in one of its steps, and what it has computed, which grows as it does."""
+        cost = Counter(unet=0, classifier=0, backward=0)
 
-        Args:
-            image (`torch.Tensor`): (B, C, H, W) in [0, 1], of a size that the unet takes.
-            strength (`float`): t* of the paper: the share of the steps that is taken, the last ones, above 0 and up to 1.
-            class_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): As of a call.
-            num_inference_steps (`int`, *optional*): Of which `strength` is the share; the saved default otherwise.
-            classifier_scale, guidance, generator: As of a call; not guided unless asked.
-            checkpointing (`bool`): As of [`differentiable`].
+        def predict(sample, timestep, class_labels, unet=None) -> Prediction:
+            cost["unet"] += 1
+            return self.predict(sample, timestep, class_labels, low_res, diffusion, unet)
 
-        Returns:
-            `torch.Tensor`: (B, C, H, W) in [0, 1], float32.
+        look = partial(
+            GuidedStep,
+            timesteps=torch.tensor(timesteps, device=device),
+            class_labels=class_labels,
+            predict=predict,
+            diffusion=diffusion,
+            guidance=guidance,
+            generator=generator,
+            memory={},
+            cost=cost,
+        )
+        return look, cost
 
-        Raises:
-            InputError: if an input is out of range or missing; nothing has been computed by then.
-        """
-        if self.unet.config.get("low_res_channels"):
-            raise InputError("An upsampler cannot purify images: use a unet that generates from noise alone.")
-        if not isinstance(image, torch.Tensor) or image.ndim != 4:
-            raise InputError("`image` must be a torch.Tensor of shape (batch, channels, height, width).")
-        if not 0 < strength <= 1:
-            raise InputError(
-                f"`strength` must lie above 0 (at which nothing would change), up to 1, got {strength!r}."
-            )
-        shape = self.prepare_shape(*image.shape[2:])
-        clean_images = self.prepare_image(image, shape)
-        _, diffusion = self.prepare_steps(num_inference_steps, None)
-        timesteps = diffusion.timesteps.tolist()
-        timesteps = timesteps[-max(round(strength * len(timesteps)), 1) :]
-        call = {
-            "class_labels": class_labels,
-            "batch_size": len(image),
-            "timesteps": timesteps,
-            "classifier_scale": classifier_scale,
-            "guidance": guidance,
-            "height": shape[1],
-            "width": shape[2],
-            "output_type": "pt",
-        }
-        self.check_call(**call)
-        noise = self.prepare_latents(len(image), generator, None, shape)
-        latents = diffusion.q_sample(clean_images, noise, timesteps[0])
-        has_gradient = torch.is_grad_enabled() and latents.requires_grad
-        with self.differentiable(checkpointing) if has_gradient else nullcontext():
-            return self(**call, latents=latents, generator=generator).images
-
-    def progress(self, timesteps: Sequence[int]) -> Iterator[tuple[int, int]]:
+    def progress(self, timesteps: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """Numbers and timesteps of the steps, under the progress bar, until a callback interrupts."""
         self._interrupt = False
         self._num_timesteps = len(timesteps)
@@ -625,6 +624,17 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         return GuidedImagePipelineOutput(images=images, evaluations=dict(cost))
 
 
+def take_guided_step(look: Look, sample: torch.Tensor, index: int, take_step: TakeStep) -> torch.Tensor:
+    """From x_t to x_{t-1}, (B, C, H, W): the step is taken as often as the guidance says, with noise added back in between."""
+    step = look(sample, index)
+    for again in reversed(range(step.guidance.recurrences(step))):
+        shift = step.guidance.shift(step)
+        sample = take_step(step) + shift
+        if again:
+            step = look(step.noised_again(sample), index)
+    return sample
+
+
 def predicts_variance(unet: UNet2DModel) -> bool:
     """Whether the unet gives a variance beside the noise: twice as many channels as its images have."""
     return unet.config.out_channels == 2 * unet.config.in_channels
@@ -633,6 +643,15 @@ def predicts_variance(unet: UNet2DModel) -> bool:
 def num_images(class_labels: torch.Tensor | None, batch_size: int | None) -> int:
     """How many images a call draws: one for each label, or as many as were asked for."""
     return batch_size or 1 if class_labels is None else len(class_labels)
+
+
+def check_generator(generator: Generators, batch_size: int) -> None:
+    """Raises `InputError` unless there is a generator, one for each image, or none."""
+    generators = generator if isinstance(generator, list) else [generator]
+    if any(one is not None and not isinstance(one, torch.Generator) for one in generators):
+        raise InputError(f"`generator` must be a torch.Generator or a list of them, got {generator!r}.")
+    if isinstance(generator, list) and len(generator) != batch_size:
+        raise InputError(f"`generator` is a list of {len(generator)} for a batch of {batch_size}: pass one per image.")
 
 
 def is_positive_integer(value: object) -> bool:

@@ -11,45 +11,55 @@ from diffusers_cg.diffusion import (
     GaussianDiffusion,
     Generators,
     check_eta,
+    resolve_begin_index,
     scheduler_on_guided_noise,
     to_ddim_scheduler,
     warn_of_amplification,
 )
+from diffusers_cg.errors import InputError
 from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum, GuidedStep
 from diffusers_cg.pipelines.differentiable_sampling import without_graph
 from diffusers_cg.pipelines.pipeline_classifier_guided import (
+    DEFAULT_STRENGTH,
     Callback,
     ClassifierGuidedPipeline,
     GuidedImagePipelineOutput,
     TakeStep,
-    num_images,
+    check_generator,
 )
+from diffusers_cg.pipelines.purification import PurificationMixin
 
 
 def ddim_steps(
-    scheduler: SchedulerMixin, diffusion: GaussianDiffusion, guidance: GuidanceSum, eta: float, generator: Generators
+    scheduler: SchedulerMixin,
+    diffusion: GaussianDiffusion,
+    guidance: GuidanceSum,
+    eta: float,
+    generator: Generators,
+    begin_index: int = 0,
 ) -> TakeStep:
     """The steps of Algorithm 2: the scheduler's own, on eps - sqrt(1 - abar_t) s grad log p(y|x_t).
 
     The noise follows from the clipped image, and is not clipped again once it is guided. The scheduler is the call's own, and
-    is changed.
+    is changed. The first step is taken from the timestep at `begin_index`.
     """
-    if guidance.guidances:
+    if guidance.guidances and begin_index == 0:
         warn_of_amplification(diffusion)
     accepted = inspect.signature(scheduler.step).parameters  # by the scheduler's own
-    scheduler = scheduler_on_guided_noise(scheduler, diffusion)
+    scheduler = scheduler_on_guided_noise(scheduler, diffusion, begin_index)
     options = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
 
     def take_step(step: GuidedStep) -> torch.Tensor:
         gradient = guidance(step)  # s grad log p(y | x_t)
         noise = diffusion.predict_noise(step.pred_original_sample, step.sample, step.timestep)
         noise = noise - diffusion.coefficient("sqrt_one_minus_abar", step.timestep, step.sample) * gradient
-        return scheduler.step(noise, scheduler.timesteps[step.index], step.sample, **options).prev_sample
+        timestep = scheduler.timesteps[begin_index + step.index]
+        return scheduler.step(noise, timestep, step.sample, **options).prev_sample
 
     return take_step
 
 
-class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
+class ClassifierGuidedDDIMPipeline(PurificationMixin, ClassifierGuidedPipeline):
     r"""Samples by DDIM on guided noise: eps - sqrt(1 - abar_t) s grad log p(y|x_t).
 
     The guidance lives in noise space, so `scheduler` may be any scheduler of diffusers that steps on noise and keeps variance
@@ -87,6 +97,8 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         batch_size: int | None = None,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
+        image: PipelineImageInput | None = None,
+        strength: float | None = None,
         output_type: str = "pil",
         height: int | None = None,
         width: int | None = None,
@@ -98,9 +110,9 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
 
         Args:
             eta (`float`): Noise added at each step: 0 is DDIM, 1 as much as DDPM adds. For a `DDIMScheduler` only.
-            class_labels, num_inference_steps, timesteps, classifier_scale, guidance, batch_size, generator, latents,
-                output_type, height, width, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: as in
-                [`ClassifierGuidedDDPMPipeline.__call__`].
+            class_labels, num_inference_steps, timesteps, classifier_scale, guidance, batch_size, generator, latents, image,
+                strength, output_type, height, width, return_dict, callback_on_step_end,
+                callback_on_step_end_tensor_inputs: as in [`ClassifierGuidedDDPMPipeline.__call__`].
 
         Returns:
             [`GuidedImagePipelineOutput`] or `tuple`: `.images`; `.evaluations`, what they cost.
@@ -113,12 +125,14 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         shape = self.prepare_shape(height, width)
         scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
         check_eta(eta, scheduler)
-        labels = self.prepare_class_labels(class_labels, batch_size)
-        batch_size = num_images(labels, batch_size)
+        begin_index = self.prepare_begin_index(image, strength, latents, scheduler)
+        image, labels, batch_size = self.prepare_images_and_labels(image, class_labels, batch_size, shape)
         guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape, scheduler)
         latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
-        timesteps = scheduler.timesteps.tolist()
-        take_step = ddim_steps(scheduler, diffusion, guidance, eta, generator)
+        timesteps = scheduler.timesteps[begin_index:].tolist()
+        if begin_index > 0:
+            latents = diffusion.q_sample(image, latents, timesteps[0])
+        take_step = ddim_steps(scheduler, diffusion, guidance, eta, generator, begin_index)
         sample, cost = self.denoise(latents, take_step, diffusion, timesteps, guidance, labels, generator, on_step_end)
         return self.finish(sample, output_type, return_dict, cost)
 
@@ -161,12 +175,106 @@ class ClassifierGuidedDDIMPipeline(ClassifierGuidedPipeline):
         upwards = diffusion.timesteps.tolist()[::-1]
         if timesteps is not None:
             upwards.pop()  # of a number of steps, one more leads from the last timestep to pure noise, as the reference's
-        for _, t in self.progress(upwards):  # DDIM backwards, from each timestep to the next of the process
-            original = self.predict(sample, t, labels, diffusion=diffusion).pred_original_sample
+        sample = self.encode(sample, labels, upwards, diffusion)
+        self.maybe_free_model_hooks()
+        return sample
+
+    def encode(
+        self,
+        sample: torch.Tensor,
+        class_labels: torch.Tensor | None,
+        timesteps: Sequence[int],
+        diffusion: GaussianDiffusion,
+    ) -> torch.Tensor:
+        """DDIM backwards: from each of the timesteps, rising, to the next of the process."""
+        for _, t in self.progress(timesteps):
+            original = self.predict(sample, t, class_labels, diffusion=diffusion).pred_original_sample
             noise = diffusion.predict_noise(original, sample, t)
             sample = (
                 diffusion.coefficient("sqrt_abar_next", t, sample) * original
                 + diffusion.coefficient("sqrt_one_minus_abar_next", t, sample) * noise
             )
-        self.maybe_free_model_hooks()
         return sample
+
+    @torch.inference_mode(False)  # a guidance may want gradients
+    @torch.no_grad()
+    def edit(
+        self,
+        image: PipelineImageInput,
+        class_labels: int | Sequence[int] | torch.Tensor | None = None,
+        num_inversion_steps: int | None = None,
+        classifier_scale: float | Sequence[float] | torch.Tensor | None = None,
+        strength: float = DEFAULT_STRENGTH,
+        source_labels: int | Sequence[int] | torch.Tensor | None = None,
+        num_inference_steps: int | None = None,
+        guidance: Guidance | GuidanceFunction | None = None,
+        eta: float = 0.0,
+        batch_size: int | None = None,
+        generator: Generators = None,
+        output_type: str = "pil",
+        height: int | None = None,
+        width: int | None = None,
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 (diffusers' convention, not changed)
+    ) -> GuidedImagePipelineOutput | tuple:
+        """Makes images into what they would be in another class: encodes them to a noise level by DDIM inversion, and
+        decodes them from there under `class_labels`, guided.
+
+        What the class has no say in stays, as no noise is drawn: a counterfactual, or, guided to the class "healthy", the
+        image without what is abnormal (*Diffusion Models for Medical Anomaly Detection*, Wolleb et al., 2022, with 500 of
+        1,000 steps). The map of the anomaly is the difference:
+        `(pipe.edit(image, healthy, output_type="pt").images - image).abs().sum(dim=1)`.
+
+        Args:
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them): One, for all labels, or one per
+                image; in the model's channels and size; arrays (B, H, W, C) and tensors (B, C, H, W) in [0, 1].
+            class_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): What the images are to be.
+            num_inversion_steps (`int`, *optional*): Steps in which whole images would be encoded to noise, of which those
+                below the noise level are taken; as many as `num_inference_steps` otherwise.
+            classifier_scale (`float` or one per image, *optional*): s of the paper; 0 reconstructs, the better the more
+                steps there are, if the class is that of the image.
+            strength (`float`): The noise level: the share of the decoding steps that are taken, above 0 and up to 1.
+            source_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): What the images are, one or one for each
+                of `image`: needed by a class-conditional unet, of no use to another.
+            num_inference_steps, guidance, eta, batch_size, generator, output_type, height, width, return_dict,
+                callback_on_step_end, callback_on_step_end_tensor_inputs: as in [`__call__`], for the decoding.
+
+        Returns:
+            [`GuidedImagePipelineOutput`] or `tuple`: `.images`; `.evaluations`, what they cost, with the inversion.
+
+        Raises:
+            InputError: if an input is out of range or missing; nothing has been computed by then.
+        """
+        self.check_output_type(output_type)
+        on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        shape = self.prepare_shape(height, width)
+        scheduler, diffusion = self.prepare_steps(num_inference_steps, None)
+        check_eta(eta, scheduler)
+        begin_index = resolve_begin_index(scheduler, strength)
+        timesteps = scheduler.timesteps[begin_index:].tolist()
+        if not isinstance(timesteps[0], int):
+            raise InputError(
+                f"{type(scheduler).__name__} starts between timesteps, and images are encoded to one of them: use a "
+                "DDIMScheduler or another that keeps variance."
+            )
+        if num_inversion_steps is None:
+            num_inversion_steps = num_inference_steps
+        _, inversion = self.prepare_steps(num_inversion_steps, None)
+        upwards = inversion.timesteps[inversion.timesteps < timesteps[0]].flip(0).tolist()
+        inversion = GaussianDiffusion.from_scheduler(scheduler, [timesteps[0], *upwards[::-1]])
+        images = self.prepare_image(image, shape)
+        source_labels = self.prepare_class_labels(source_labels, len(images), "source_labels")
+        if source_labels is None and self.needs_class:
+            raise InputError(
+                "`source_labels` are missing: the class-conditional unet encodes each image as of its class."
+            )
+        _, labels, batch_size = self.prepare_images_and_labels(image, class_labels, batch_size, shape)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape, scheduler)
+        check_generator(generator, batch_size)
+
+        latents = self.encode(images, source_labels, upwards, inversion).expand(batch_size, -1, -1, -1)
+        take_step = ddim_steps(scheduler, diffusion, guidance, eta, generator, begin_index)
+        sample, cost = self.denoise(latents, take_step, diffusion, timesteps, guidance, labels, generator, on_step_end)
+        cost["unet"] += len(upwards)
+        return self.finish(sample, output_type, return_dict, cost)

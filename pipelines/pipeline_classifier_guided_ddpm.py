@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from diffusers import DDPMScheduler, SchedulerMixin, UNet2DModel
+from diffusers.image_processor import PipelineImageInput
 
 from diffusers_cg.diffusion import GaussianDiffusion, Generators, to_ddpm_scheduler
 from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum, GuidedStep
@@ -13,9 +14,9 @@ from diffusers_cg.pipelines.pipeline_classifier_guided import (
     ClassifierGuidedPipeline,
     GuidedImagePipelineOutput,
     TakeStep,
-    num_images,
     predicts_variance,
 )
+from diffusers_cg.pipelines.purification import PurificationMixin
 
 
 def ddpm_steps(diffusion: GaussianDiffusion, guidance: GuidanceSum) -> TakeStep:
@@ -30,7 +31,7 @@ def ddpm_steps(diffusion: GaussianDiffusion, guidance: GuidanceSum) -> TakeStep:
     return take_step
 
 
-class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
+class ClassifierGuidedDDPMPipeline(PurificationMixin, ClassifierGuidedPipeline):
     r"""Samples by DDPM, each step's mean shifted by s Sigma grad log p(y|x_t).
 
     Args:
@@ -64,6 +65,8 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         batch_size: int | None = None,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
+        image: PipelineImageInput | None = None,
+        strength: float | None = None,
         output_type: str = "pil",
         height: int | None = None,
         width: int | None = None,
@@ -82,10 +85,16 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
                 or 0 if there is another guidance.
             guidance (`Guidance` or a function of a step, *optional*): Your own, in place of the classifier's, or beside it
                 at the `classifier_scale` that you pass.
-            batch_size (`int`, *optional*): Number of images where `class_labels` is one label or None.
+            batch_size (`int`, *optional*): Number of images where `class_labels` is one label or None, and `image` one image.
             generator (`torch.Generator` or one per image, *optional*): Source of all randomness. An image drawn with
                 its own generator does not depend on the rest of the batch.
             latents (`torch.Tensor`, *optional*): Initial noise (B, C, H, W) in place of a drawn one.
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*): Images to start from in
+                place of noise, one or one per image (*SDEdit*, Meng et al., 2021), in the model's channels and size; arrays
+                (B, H, W, C) and tensors (B, C, H, W) floating point in [0, 1]. They are noised to the first of the
+                timesteps that are taken.
+            strength (`float`, *optional*): How far to go from `image`: the share of the steps that are taken, the last of
+                all, above 0 and up to 1, at which nothing is left of it; 0.5 otherwise.
             output_type (`str`): `"pil"`; `"np"` (B, H, W, C) or `"pt"` (B, C, H, W) in [0, 1]; `"latent"`: the raw
                 sample (B, C, H, W), float32, about [-1, 1], not clipped or rounded.
             height, width (`int`, *optional*): Of the images, multiples of what the unet's levels divide; its training size
@@ -105,10 +114,12 @@ class ClassifierGuidedDDPMPipeline(ClassifierGuidedPipeline):
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         shape = self.prepare_shape(height, width)
         scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
-        labels = self.prepare_class_labels(class_labels, batch_size)
-        batch_size = num_images(labels, batch_size)
+        begin_index = self.prepare_begin_index(image, strength, latents, scheduler)
+        image, labels, batch_size = self.prepare_images_and_labels(image, class_labels, batch_size, shape)
         guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape, scheduler)
         latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
-        take_step, timesteps = ddpm_steps(diffusion, guidance), diffusion.timesteps.tolist()
+        take_step, timesteps = ddpm_steps(diffusion, guidance), diffusion.timesteps[begin_index:].tolist()
+        if begin_index > 0:
+            latents = diffusion.q_sample(image, latents, timesteps[0])
         sample, cost = self.denoise(latents, take_step, diffusion, timesteps, guidance, labels, generator, on_step_end)
         return self.finish(sample, output_type, return_dict, cost)

@@ -90,6 +90,10 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
         self._index = 0  # of the next step
         self._begun = None  # sample and slope where it began, if it is to be corrected
 
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begins at another evaluation than the first: one of first order."""
+        self._index = begin_index // self.order
+
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None) -> torch.Tensor:
         """The sample as of kept variance, for the networks: x / sqrt(sigma^2 + 1)."""
         raised, reached = self.steps[self._index]

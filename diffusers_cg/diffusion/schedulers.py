@@ -16,6 +16,7 @@ from diffusers import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
+    LMSDiscreteScheduler,
     PNDMScheduler,
     SchedulerMixin,
     UniPCMultistepScheduler,
@@ -33,7 +34,8 @@ from diffusers_cg.errors import InputError
 
 
 MAX_BETA = 0.999  # as the cosine schedule's
-MIN_LAMBDA = -5.1  # log(sqrt(abar) / sqrt(1 - abar)) from which solvers start on the cosine schedule; below all of the linear one
+# log(sqrt(abar) / sqrt(1 - abar)) from which solvers start on the cosine schedule; all of the linear one lies above
+MIN_LAMBDA = -5.1
 MAX_AMPLIFICATION = 100  # of guidance by one step; the paper's settings stay below 3
 
 SOLVERS = (
@@ -45,6 +47,9 @@ SOLVERS = (
     PNDMScheduler,
 )
 """What steps on guided noise (Algorithm 2): schedulers whose samples keep variance, from noise predictions."""
+
+FROM_NOISE_ALONE = (PNDMScheduler, LMSDiscreteScheduler)
+"""What cannot start in the middle: how they step follows from the number of steps before, whether those were taken or not."""
 
 HAVE_ENDS = ("linear", "scaled_linear", "sigmoid")  # schedules between a first and a last beta
 
@@ -163,7 +168,7 @@ def _converted(scheduler: SchedulerMixin, kind: type[SchedulerMixin], **options:
 
 
 def scheduler_on_guided_noise(
-    scheduler: SchedulerMixin, diffusion: GaussianDiffusion
+    scheduler: SchedulerMixin, diffusion: GaussianDiffusion, begin_index: int = 0
 ) -> SchedulerMixin | OfKeptVariance:
     """`scheduler`, made to step on guided noise, whatever the network predicts, which must not be clipped once more.
 
@@ -173,6 +178,7 @@ def scheduler_on_guided_noise(
     Args:
         scheduler (`SchedulerMixin`): A call's own, as [`resolve_timesteps`] left it; it is changed.
         diffusion (`GaussianDiffusion`): The process; for a `DDIMScheduler` over exactly the timesteps to sample with.
+        begin_index (`int`): Which of them is the first one to be taken; see [`resolve_begin_index`].
     """
     on_noise = {"prediction_type": "epsilon", "clip_sample": False, "thresholding": False, "variance_type": None}
     scheduler.register_to_config(**{name: value for name, value in on_noise.items() if name in scheduler.config})
@@ -182,9 +188,10 @@ def scheduler_on_guided_noise(
         scheduler.alphas_cumprod = diffusion.alphas_cumprod  # float64: 1 - abar is small at the end
         scheduler.set_timesteps(num_steps)
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)  # else it looks for its first timestep, which Karras's spacing may repeat
+        # else it looks for its first timestep, which Karras's spacing may repeat
+        scheduler.set_begin_index(begin_index)
     if isinstance(scheduler, IN_SIGMA):
-        return OfKeptVariance(scheduler, sigmas_of(scheduler, diffusion))
+        return OfKeptVariance(scheduler, sigmas_of(scheduler, diffusion), begin_index)
     return scheduler
 
 
@@ -262,6 +269,28 @@ def resolve_timesteps(
         return paper
     _space(scheduler, number)
     return scheduler.timesteps.long().tolist()
+
+
+def resolve_begin_index(scheduler: SchedulerMixin, strength: float) -> int:
+    """Which of a scheduler's timesteps is the first where only a share of its steps is taken, the last of them.
+
+    Args:
+        scheduler (`SchedulerMixin`): Set to its timesteps; not changed. One of second order has two timesteps a step.
+        strength (`float`): The share, above 0, up to 1; at least one step is taken.
+
+    Raises:
+        InputError: if the strength is another, or the scheduler cannot start in the middle.
+    """
+    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 < strength <= 1:
+        raise InputError(
+            f"`strength` must be a number above 0 (at which nothing would change), up to 1 (all steps), got {strength!r}."
+        )
+    num_steps = math.ceil(len(scheduler.timesteps) / scheduler.order)
+    begin_index = (num_steps - max(round(strength * num_steps), 1)) * scheduler.order
+    if begin_index > 0 and isinstance(scheduler, FROM_NOISE_ALONE):
+        others = [each.__name__ for each in SOLVERS + IN_SIGMA if each not in FROM_NOISE_ALONE]
+        raise InputError(f"{type(scheduler).__name__} cannot start from an image: use {', '.join(others)}.")
+    return begin_index
 
 
 def _paper_timesteps(scheduler: SchedulerMixin, num_inference_steps: int) -> list[int] | None:

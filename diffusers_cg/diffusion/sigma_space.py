@@ -44,13 +44,14 @@ class OfKeptVariance:
     Args:
         scheduler (`SchedulerMixin`): One of [`IN_SIGMA`], set to its timesteps; it is changed.
         sigmas (`torch.Tensor`): As of [`sigmas_of`].
+        begin_index (`int`): Which evaluation is the first.
     """
 
-    def __init__(self, scheduler: SchedulerMixin, sigmas: torch.Tensor):
+    def __init__(self, scheduler: SchedulerMixin, sigmas: torch.Tensor, begin_index: int = 0):
         self.scheduler = scheduler
         self.timesteps = scheduler.timesteps
         self.scales = [*(sigmas.square() + 1).sqrt().tolist(), 1.0]
-        self.index = 0
+        self.index = begin_index
 
     def step(self, noise: torch.Tensor, timestep: torch.Tensor, sample: torch.Tensor, **options) -> SchedulerOutput:
         """From one evaluation to the next, in order; as the scheduler's own."""

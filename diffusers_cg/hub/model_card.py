@@ -25,7 +25,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from diffusers_cg.data.text import in_markdown
 from diffusers_cg.evaluation.report import Evaluation, metric_names
 from diffusers_cg.models.adm_trunk import height_and_width
-from diffusers_cg.pipelines import ClassifierGuidedPipeline, ClassifierGuidedSuperResolutionPipeline
+from diffusers_cg.pipelines import (
+    ClassifierGuidedInpaintPipeline,
+    ClassifierGuidedPipeline,
+    ClassifierGuidedSuperResolutionPipeline,
+)
 
 
 CARD_FILE = "README.md"
@@ -228,11 +232,12 @@ def _use(model: ClassifierGuidedPipeline | ModelMixin, path: str, with_code: boo
     else:
         needs_labels = model.is_conditional or model.classifier is not None
         upsamples = isinstance(model, ClassifierGuidedSuperResolutionPipeline)
+        inpaints = isinstance(model, ClassifierGuidedInpaintPipeline)
         label = min(207, model.num_classes - 1) if model.num_classes else 0
         call = f"class_labels=[{label}]" if needs_labels else "" if upsamples else "batch_size=1"
         snippet = (UPSAMPLE_SNIPPET if upsamples else SAMPLE_SNIPPET).format(
             device=DEVICE,
-            pipeline=type(model).__name__,
+            pipeline="ClassifierGuidedDDPMPipeline" if inpaints else type(model).__name__,  # which any folder serves
             path=_quoted(path),
             call=call,
             low_res_shape=", ".join(map(str, model.low_res_shape)) if upsamples else "",

@@ -36,6 +36,7 @@ from diffusers_cg.models import NoisyClassifierModel
 from diffusers_cg.pipelines import (
     ClassifierGuidedDDIMPipeline,
     ClassifierGuidedDDPMPipeline,
+    ClassifierGuidedInpaintPipeline,
     ClassifierGuidedPipeline,
     ClassifierGuidedSuperResolutionPipeline,
 )
@@ -46,7 +47,12 @@ logger = logging.getLogger(__name__)
 TRAINING_FILE = "training.json"  # of the training scripts and of assemble_pipeline.py
 PIPELINES = {
     cls.__name__: cls
-    for cls in (ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline)
+    for cls in (
+        ClassifierGuidedDDIMPipeline,
+        ClassifierGuidedDDPMPipeline,
+        ClassifierGuidedInpaintPipeline,
+        ClassifierGuidedSuperResolutionPipeline,
+    )
 }
 UNPICKLED = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")  # what loading would execute code of
 NOT_PUBLISHED = ("checkpoint-*", "logs")  # of a training run
