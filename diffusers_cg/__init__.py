@@ -13,6 +13,7 @@ from diffusers_cg.pipelines import (
     ClassifierGuidedDDPMPipeline,
     ClassifierGuidedInpaintPipeline,
     ClassifierGuidedSuperResolutionPipeline,
+    Denoiser,
 )
 
 
@@ -24,6 +25,7 @@ __all__ = [
     "ClassifierGuidedDDPMPipeline",
     "ClassifierGuidedInpaintPipeline",
     "ClassifierGuidedSuperResolutionPipeline",
+    "Denoiser",
     "EDMHeunScheduler",
     "GaussianDiffusion",
     "NoisyClassifierModel",

@@ -1,5 +1,6 @@
 """What a user calls: models, scheduler and guidance assembled for inference."""
 
+from diffusers_cg.pipelines.denoiser import Denoiser
 from diffusers_cg.pipelines.pipeline_classifier_guided import ClassifierGuidedPipeline, GuidedImagePipelineOutput
 from diffusers_cg.pipelines.pipeline_classifier_guided_ddim import ClassifierGuidedDDIMPipeline
 from diffusers_cg.pipelines.pipeline_classifier_guided_ddpm import ClassifierGuidedDDPMPipeline
@@ -13,5 +14,6 @@ __all__ = [
     "ClassifierGuidedInpaintPipeline",
     "ClassifierGuidedPipeline",
     "ClassifierGuidedSuperResolutionPipeline",
+    "Denoiser",
     "GuidedImagePipelineOutput",
 ]

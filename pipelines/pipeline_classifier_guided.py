@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -10,7 +11,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
@@ -21,6 +22,7 @@ from diffusers_cg.diffusion import (
     Prediction,
     check_eta,
     check_trained_process,
+    is_ancestral,
     resolve_begin_index,
     resolve_timesteps,
 )
@@ -36,6 +38,7 @@ from diffusers_cg.guidance import (
 )
 from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.models.adm_trunk import height_and_width
+from diffusers_cg.pipelines.differentiable_sampling import with_gradient
 from diffusers_cg.pipelines.image_inputs import images_to_tensor
 
 
@@ -117,6 +120,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         self.image_processor = VaeImageProcessor(do_resize=False)
         self._interrupt = False
         self._num_timesteps = 0
+        self._gradient: Literal["none", "checkpointed", "whole"] = "none"
 
     def convert_scheduler(self, scheduler: SchedulerMixin, unet: UNet2DModel) -> SchedulerMixin:
         """`scheduler` as this pipeline's kind of scheduler."""
@@ -139,6 +143,33 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     def interrupt(self) -> bool:
         """Whether the running call should stop at its next step; a callback may set `pipe._interrupt`."""
         return self._interrupt
+
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether calls keep a graph, as within [`differentiable`]."""
+        return self._gradient != "none"
+
+    @contextmanager
+    def differentiable(self, checkpointing: bool = True) -> Iterator[None]:
+        """Calls within have a gradient: that of their images in the `latents` or the `image` that they start from.
+
+            with pipe.differentiable():
+                images = pipe(class_labels, latents=latents, output_type="pt").images
+            loss(images).backward()
+
+        It goes through every step, the gradients of guidances included (second order), and to nothing else: networks are in
+        evaluation mode, and their parameters get none. Clipped clean images, and pixels outside [0, 1] in `"pt"`, pass no
+        gradient on. For steps of DDPM and DDIM; inversion, editing and inpainting have no gradient.
+
+        Args:
+            checkpointing (`bool`): Whether each step is computed once more in the backward pass, so that memory holds the
+                graph of one step, or all graphs are kept.
+        """
+        before, self._gradient = self._gradient, "checkpointed" if checkpointing else "whole"
+        try:
+            yield
+        finally:
+            self._gradient = before
 
     # ------------------------------------------------------------------------------------------------------- inputs
 
@@ -357,6 +388,11 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             raise InputError("Pass either `num_inference_steps` or `timesteps`, not both.")
         scheduler = deepcopy(self.convert_scheduler(self.scheduler, self.unet))
         check_components(self.unet, scheduler, self.classifier)
+        if self.is_differentiable and not (is_ancestral(scheduler) or isinstance(scheduler, DDIMScheduler)):
+            raise InputError(
+                f"{type(scheduler).__name__} has no differentiable steps, since it goes by what it saw before: use a "
+                "DDIMScheduler or a DDPMScheduler."
+            )
         if num_inference_steps is None:
             saved = self.config[f"{self.algorithm}_num_inference_steps"]
             num_inference_steps = min(saved, scheduler.config.num_train_timesteps)
@@ -442,6 +478,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """Raises `InputError` unless images of the model's channels can be returned as `output_type`."""
         if output_type not in OUTPUT_TYPES:
             raise InputError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
+        if self.is_differentiable and output_type not in ("pt", "latent"):
+            raise InputError('A differentiable call returns tensors: pass `output_type="pt"` or "latent".')
         channels = self.unet.config.in_channels
         if output_type == "pil" and channels not in (1, 3, 4):
             raise InputError(f'PIL has no images of {channels} channels: pass `output_type="np"`, "pt" or "latent".')
@@ -508,8 +546,21 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     ) -> tuple[torch.Tensor, Counter]:
         """From x_T to x_0, (B, C, H, W), float32, and what that cost: each step is taken as often as the guidance says."""
         look, cost = self.prepare_look(diffusion, timesteps, guidance, class_labels, generator, sample.device, low_res)
+        is_differentiable = self.is_differentiable  # no longer, perhaps, in the backward pass
+
+        def move(sample: torch.Tensor, index: int, keeps_graph: bool = False) -> torch.Tensor:
+            prev_sample = take_guided_step(partial(look, keeps_graph=keeps_graph), sample, index, take_step)
+            if is_differentiable and look(sample, index).memory:
+                raise InputError(f"{guidance.name} goes by what it saw before, through which there is no gradient.")
+            return prev_sample
+
+        if is_differentiable:
+            if low_res is not None and low_res.requires_grad:
+                raise InputError("An upsampler has a gradient in its `latents`, not in `image`: pass image.detach().")
+            networks = [network for network in (self.unet, self.classifier) if network is not None]
+            move = with_gradient(move, networks, generator, checkpointing=self._gradient == "checkpointed")
         for i, t in self.progress(timesteps):
-            sample = on_step_end(take_guided_step(look, sample, i, take_step), t, i)
+            sample = on_step_end(move(sample, i), t, i)
         return sample, cost
 
     def prepare_look(

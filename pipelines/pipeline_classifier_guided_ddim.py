@@ -18,6 +18,7 @@ from diffusers_cg.diffusion import (
 )
 from diffusers_cg.errors import InputError
 from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum, GuidedStep
+from diffusers_cg.pipelines.differentiable_sampling import without_graph
 from diffusers_cg.pipelines.pipeline_classifier_guided import (
     DEFAULT_STRENGTH,
     Callback,
@@ -26,7 +27,8 @@ from diffusers_cg.pipelines.pipeline_classifier_guided import (
     TakeStep,
     check_generator,
 )
-from diffusers_cg.pipelines.restoring import Restoring
+from diffusers_cg.pipelines.purification import PurificationMixin
+from diffusers_cg.pipelines.restoration import RestorationMixin
 
 
 def ddim_steps(
@@ -58,7 +60,7 @@ def ddim_steps(
     return take_step
 
 
-class ClassifierGuidedDDIMPipeline(Restoring, ClassifierGuidedPipeline):
+class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, ClassifierGuidedPipeline):
     r"""Samples by DDIM on guided noise: eps - sqrt(1 - abar_t) s grad log p(y|x_t).
 
     The guidance lives in noise space, so `scheduler` may be any scheduler of diffusers that steps on noise and keeps variance
@@ -84,8 +86,7 @@ class ClassifierGuidedDDIMPipeline(Restoring, ClassifierGuidedPipeline):
         """A `DDIMScheduler` of the same noise schedule for a `DDPMScheduler`; any other as it is."""
         return to_ddim_scheduler(scheduler)
 
-    @torch.inference_mode(False)  # a guidance may want gradients
-    @torch.no_grad()
+    @without_graph
     def __call__(
         self,
         class_labels: int | Sequence[int] | torch.Tensor | None = None,

@@ -8,6 +8,7 @@ from diffusers.image_processor import PipelineImageInput
 
 from diffusers_cg.diffusion import GaussianDiffusion, Generators, to_ddpm_scheduler
 from diffusers_cg.guidance import Guidance, GuidanceFunction, GuidanceSum, GuidedStep
+from diffusers_cg.pipelines.differentiable_sampling import without_graph
 from diffusers_cg.pipelines.pipeline_classifier_guided import (
     Callback,
     ClassifierGuidedPipeline,
@@ -15,7 +16,8 @@ from diffusers_cg.pipelines.pipeline_classifier_guided import (
     TakeStep,
     predicts_variance,
 )
-from diffusers_cg.pipelines.restoring import Restoring
+from diffusers_cg.pipelines.purification import PurificationMixin
+from diffusers_cg.pipelines.restoration import RestorationMixin
 
 
 def ddpm_steps(diffusion: GaussianDiffusion, guidance: GuidanceSum) -> TakeStep:
@@ -30,7 +32,7 @@ def ddpm_steps(diffusion: GaussianDiffusion, guidance: GuidanceSum) -> TakeStep:
     return take_step
 
 
-class ClassifierGuidedDDPMPipeline(Restoring, ClassifierGuidedPipeline):
+class ClassifierGuidedDDPMPipeline(RestorationMixin, PurificationMixin, ClassifierGuidedPipeline):
     r"""Samples by DDPM, each step's mean shifted by s Sigma grad log p(y|x_t).
 
     Args:
@@ -53,8 +55,7 @@ class ClassifierGuidedDDPMPipeline(Restoring, ClassifierGuidedPipeline):
         """A `DDPMScheduler` of the same noise schedule."""
         return to_ddpm_scheduler(scheduler, predicts_variance(unet))
 
-    @torch.inference_mode(False)  # a guidance may want gradients
-    @torch.no_grad()
+    @without_graph
     def __call__(
         self,
         class_labels: int | Sequence[int] | torch.Tensor | None = None,

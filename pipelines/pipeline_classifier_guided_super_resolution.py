@@ -21,6 +21,7 @@ from diffusers_cg.errors import InputError
 from diffusers_cg.guidance import Guidance, GuidanceFunction
 from diffusers_cg.models import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.models.adm_trunk import height_and_width
+from diffusers_cg.pipelines.differentiable_sampling import without_graph
 from diffusers_cg.pipelines.pipeline_classifier_guided import (
     Callback,
     ClassifierGuidedPipeline,
@@ -102,8 +103,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         """(C, h, w) of the low-resolution images."""
         return self.unet.config.low_res_channels, *height_and_width(self.config.low_res_size)
 
-    @torch.inference_mode(False)  # a guidance may want gradients
-    @torch.no_grad()
+    @without_graph
     def __call__(
         self,
         image: PipelineImageInput,

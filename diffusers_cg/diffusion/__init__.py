@@ -2,7 +2,7 @@
 
 from diffusers_cg.diffusion.bits_per_dimension import BitsPerDimension, bits_per_dimension
 from diffusers_cg.diffusion.conditioning_augmentation import augment_low_res, check_augmentation_level, gaussian_blur
-from diffusers_cg.diffusion.edm_heun_scheduler import EDMHeunScheduler
+from diffusers_cg.diffusion.edm_heun_scheduler import EDMHeunScheduler, noise_levels, sigmas_at, timesteps_at
 from diffusers_cg.diffusion.gaussian_diffusion import (
     Gaussian,
     GaussianDiffusion,
@@ -56,13 +56,16 @@ __all__ = [
     "check_trained_process",
     "gaussian_blur",
     "is_ancestral",
+    "noise_levels",
     "prior_term",
     "resolve_loss_type",
     "resolve_begin_index",
     "resolve_timesteps",
     "scheduler_on_guided_noise",
     "seeded_generator",
+    "sigmas_at",
     "split_model_output",
+    "timesteps_at",
     "to_ddim_scheduler",
     "to_ddpm_scheduler",
     "training_losses",

@@ -144,3 +144,10 @@ def timesteps_at(sigmas: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     above = torch.searchsorted(table, levels).clamp(1, len(table) - 1)
     weight = (levels - table[above - 1]) / (table[above] - table[above - 1])
     return (above - 1 + weight).clamp(0, len(table) - 1)
+
+
+def sigmas_at(timesteps: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The noise levels of fractional timesteps by those of all timesteps, (T,): the inverse of [`timesteps_at`]."""
+    return torch.lerp(
+        table.log()[timesteps.floor().long()], table.log()[timesteps.ceil().long()], timesteps.frac()
+    ).exp()

@@ -12,7 +12,7 @@ from diffusers import (
 )
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
-from diffusers_cg.diffusion.edm_heun_scheduler import EDMHeunScheduler, noise_levels
+from diffusers_cg.diffusion.edm_heun_scheduler import EDMHeunScheduler, noise_levels, sigmas_at
 from diffusers_cg.diffusion.gaussian_diffusion import GaussianDiffusion
 
 
@@ -34,9 +34,8 @@ def sigmas_of(scheduler: SchedulerMixin, diffusion: GaussianDiffusion) -> torch.
     if len(sigmas) == len(scheduler.timesteps) + 1:
         return sigmas[:-1]
     # DPM2's keep the levels between elsewhere
-    table = noise_levels(diffusion.alphas_cumprod).log()
     times = torch.as_tensor(scheduler.timesteps).double().cpu()
-    return torch.lerp(table[times.floor().long()], table[times.ceil().long()], times.frac()).exp()
+    return sigmas_at(times, noise_levels(diffusion.alphas_cumprod))
 
 
 class OfKeptVariance:

@@ -6,7 +6,13 @@ from diffusers_cg.guidance.classifier_free_guidance import (
     PerturbedAttentionGuidance,
     PredictionGuidance,
 )
-from diffusers_cg.guidance.classifier_guidance import ClassifierGuidance, classifier_gradient, keeping_weights
+from diffusers_cg.guidance.classifier_guidance import (
+    ClassifierGuidance,
+    classifier_gradient,
+    evaluating,
+    gradient_and_logits,
+    keeping_weights,
+)
 from diffusers_cg.guidance.clean_image_guidance import (
     CleanClassifierGuidance,
     CleanImageGuidance,
@@ -48,6 +54,8 @@ __all__ = [
     "TextGuidance",
     "TrainingFreeGuidance",
     "classifier_gradient",
+    "evaluating",
+    "gradient_and_logits",
     "image_classifier",
     "keeping_weights",
 ]

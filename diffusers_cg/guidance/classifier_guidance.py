@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from diffusers_cg.diffusion import check_trained_process
 from diffusers_cg.errors import InputError
 from diffusers_cg.guidance.guidance import Guidance, check_per_image, per_image
-from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
+from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep, twice_differentiable
 
 
 MIN_ENTROPY = 1e-6  # nats; of a surer classifier float32 gives rounding errors in place of a gradient
@@ -59,7 +59,7 @@ class ClassifierGuidance(Guidance):
         if self.at_mean:
             sample, timestep = step.mean, step.timestep_prev
         gradient, logits = gradient_and_logits(
-            self.classifier, sample, timestep, labels_for(self.class_labels, step, len(sample))
+            self.classifier, sample, timestep, labels_for(self.class_labels, step, len(sample)), step.keeps_graph
         )
         step.cost.update(classifier=1, backward=1)
         if self.entropy_driven:
@@ -144,17 +144,27 @@ def classifier_gradient(
 
 
 def gradient_and_logits(
-    classifier: Callable, sample: torch.Tensor, timestep: torch.Tensor | float | int, class_labels: torch.Tensor
+    classifier: Callable,
+    sample: torch.Tensor,
+    timestep: torch.Tensor | float | int,
+    class_labels: torch.Tensor,
+    create_graph: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[`classifier_gradient`], and the logits that it is of, (B, number of classes) float32."""
-    with torch.inference_mode(False), torch.enable_grad(), evaluating(classifier):
+    """[`classifier_gradient`], and the logits that it is of, (B, number of classes) float32.
+
+    Both have a graph that leads back to `sample` if `create_graph`.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(classifier), twice_differentiable(create_graph):
         # clones, since tensors made in inference mode cannot take part in a gradient
-        sample, class_labels = sample.detach().float().clone().requires_grad_(True), class_labels.clone()
+        sample, class_labels = sample.float().clone(), class_labels.clone()
+        if not create_graph:
+            sample = sample.detach().requires_grad_(True)
         timestep = timestep.clone() if isinstance(timestep, torch.Tensor) else timestep
         with keeping_weights(classifier):
             logits = classifier(sample.to(classifier.dtype), timestep).logits.float()
         selected = logits.log_softmax(dim=-1).gather(1, class_labels[:, None]).sum()
-        return torch.autograd.grad(selected, sample)[0], logits.detach()
+        gradient = torch.autograd.grad(selected, sample, create_graph=create_graph)[0]
+        return gradient, logits if create_graph else logits.detach()
 
 
 def keeping_weights(model: nn.Module) -> saved_tensors_hooks:

@@ -43,7 +43,7 @@ class CleanImageGuidance(Guidance, ABC):
             step = step.differentiable()
             variable, clean_images = step.sample, step.pred_original_sample
         else:
-            variable = clean_images = step.pred_original_sample.detach().requires_grad_(True)
+            variable = clean_images = step.variable(step.pred_original_sample)
         gradient = gradient_of(self.log_likelihood(clean_images, step), variable, step)
         return self.scale.to(gradient) * gradient
 
@@ -60,7 +60,7 @@ def gradient_of(values: torch.Tensor, variable: torch.Tensor, step: GuidedStep) 
             "no_grad() or NumPy in between."
         )
     step.cost["backward"] += 1
-    return torch.autograd.grad(values.sum(), variable)[0]
+    return torch.autograd.grad(values.sum(), variable, create_graph=step.keeps_graph)[0]
 
 
 def check_values(values: torch.Tensor, images: torch.Tensor) -> torch.Tensor:

@@ -182,10 +182,10 @@ class GuidanceSum(Guidance):
 
 
 def checked(gradient: torch.Tensor | float, guidance: Guidance, step: GuidedStep) -> torch.Tensor | float:
-    """The gradient in float32, without a graph.
+    """The gradient in float32, without a graph but in a differentiable call.
 
     Raises:
-        InputError: if it is not finite.
+        InputError: if it is not finite, or lacks the graph that a differentiable call needs.
     """
     if not isinstance(gradient, torch.Tensor):
         return gradient
@@ -195,7 +195,15 @@ def checked(gradient: torch.Tensor | float, guidance: Guidance, step: GuidedStep
             f"{step.timestep.item():g}: try a lower scale, a wider dtype for the network that it comes from, or the guidance's "
             "finite(), which skips what is not."
         )
-    return gradient.detach().float()
+    if not step.keeps_graph:
+        return gradient.detach().float()
+    if not gradient.requires_grad:
+        raise InputError(
+            f"The gradient of {guidance.name} has no graph back to the sample, which a differentiable call needs: compute it "
+            "from step.sample with torch.autograd.grad(..., create_graph=True) and without detach(), or add 0 * step.sample "
+            "if it is constant."
+        )
+    return gradient.float()
 
 
 # ---------------------------------------------------------------------------------------------- guidances of guidances

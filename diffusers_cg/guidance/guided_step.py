@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,12 +14,18 @@ import torch
 from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusers_cg.diffusion import GaussianDiffusion, Generators, Prediction
 
 
 if TYPE_CHECKING:
     from diffusers_cg.guidance.guidance import Guidance
+
+
+def twice_differentiable(needed: bool) -> AbstractContextManager:
+    """A context in which attention is computed so that its gradient has a gradient, if that is needed; fast kernels have none."""
+    return sdpa_kernel(SDPBackend.MATH) if needed else nullcontext()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +60,8 @@ class GuidedStep:
         generator (`torch.Generator` or one per image, *optional*): Source of all randomness of the call.
         memory (`dict`): What guidances keep from step to step of one call, each under a key of its own.
         cost (`Counter`): What the call has computed so far: `"unet"`, `"classifier"` and `"backward"` passes.
+        keeps_graph (`bool`): Whether all that follows from the sample, gradients of guidances too, has a graph that leads
+            back to it, as in a differentiable call.
     """
 
     sample: torch.Tensor
@@ -65,6 +74,7 @@ class GuidedStep:
     generator: Generators = None
     memory: dict[Any, Any] = field(default_factory=dict)
     cost: Counter = field(default_factory=Counter)
+    keeps_graph: bool = False
 
     # ------------------------------------------------------------------------------------------------ where it stands
 
@@ -115,8 +125,11 @@ class GuidedStep:
 
     @cached_property
     def prediction(self) -> Prediction:
-        """What the network sees in the sample, each field (B, C, H, W) or broadcasting to it, float32, without a graph."""
-        with torch.no_grad():
+        """What the network sees in the sample, each field (B, C, H, W) or broadcasting to it, float32.
+
+        It has no graph, but in a differentiable call.
+        """
+        with torch.set_grad_enabled(self.keeps_graph):
             return self._look(self.sample)
 
     def _look(self, sample: torch.Tensor) -> Prediction:
@@ -153,16 +166,22 @@ class GuidedStep:
         return of_original * self.pred_original_sample + of_sample * self.sample
 
     def differentiable(self) -> "GuidedStep":
-        """This step with a graph that leads from its prediction back to its sample, a leaf.
+        """This step with a graph that leads from its prediction back to its sample, a [`variable`].
 
         Asked for before anything else, it costs that graph and no second pass through the network.
         """
-        with torch.enable_grad():
-            sample = self.sample.detach().clone().requires_grad_(True)
+        with torch.enable_grad(), twice_differentiable(self.keeps_graph):
+            sample = self.variable(self.sample)
             prediction = self._look(sample)
         if "prediction" not in vars(self):
-            self.prediction = type(prediction)(*(value.detach() for value in vars(prediction).values()))
+            fields = vars(prediction).values()
+            self.prediction = type(prediction)(*(value if self.keeps_graph else value.detach() for value in fields))
         return self.seeing(sample, prediction)
+
+    def variable(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of `tensor` to take gradients at: a leaf; in a differentiable call, still in the graph of the sample."""
+        with torch.enable_grad():
+            return tensor.clone() if self.keeps_graph else tensor.detach().clone().requires_grad_(True)
 
     def seeing(self, sample: torch.Tensor, prediction: Prediction) -> "GuidedStep":
         """This step at another sample, and with what is seen in it."""

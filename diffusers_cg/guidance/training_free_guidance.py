@@ -100,7 +100,7 @@ class TrainingFreeGuidance(Guidance):
         if self.mu > 0:
             clean_images = step.pred_original_sample
             for _ in range(self.num_iterations):
-                clean_images = clean_images.detach().requires_grad_(True)
+                clean_images = step.variable(clean_images)
                 gradient = gradient_of(self.smoothed(clean_images, noises, step), clean_images, step)
                 clean_images = clean_images + weight(self.mu, self.mu_schedule, step) * gradient
             shift = shift + step.alpha_prod_t_prev.sqrt() * (clean_images - step.pred_original_sample)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +14,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from diffusers_cg.errors import InputError
+from diffusers_cg.models.openai_layout import openai_blocks
 
 
 ResampleType = Literal["resnet", "conv"]
@@ -150,6 +152,54 @@ class ADMTrunkMixin(AttentionMixin):
         if self.config.rescale_timesteps:
             timesteps = timesteps.float() * (RESCALED_TIMESTEPS / self.config.num_train_timesteps)
         return self.time_embedding(self.time_proj(timesteps).to(dtype=self.dtype))
+
+    def features(self, *inputs: Any, blocks: str | Sequence[str], **named_inputs: Any) -> dict[str, torch.Tensor]:
+        """What blocks give, in one forward pass, with a graph where gradients are on.
+
+            unet.features(sample, timestep, class_labels, blocks=["mid_block", "output_blocks.6"])
+
+        Args:
+            inputs, named_inputs: As of a call: `sample`, `timestep` and, of a unet, `class_labels`.
+            blocks (`str` or sequence of `str`): Names of modules of this network (`"down_blocks.1"`, `"mid_block"`,
+                `"up_blocks.2.resnets.0"`), or OpenAI's names of blocks (`"input_blocks.4"`, `"middle_block"`,
+                `"output_blocks.6"`).
+
+        Returns:
+            `dict[str, torch.Tensor]`: By the names asked for, features (B, channels, H, W), in the model's dtype.
+
+        Raises:
+            InputError: if there is no such block (the sentence names the nearest), or it takes no part.
+        """
+        modules, features, handles = self.modules_of(blocks), {}, []
+        try:
+            for name, module in modules.items():
+
+                def keep(module, args, output, name=name):
+                    features[name] = (
+                        output[0] if isinstance(output, tuple) else output
+                    )  # beside features of each layer
+
+                handles.append(module.register_forward_hook(keep))
+            self(*inputs, **named_inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        idle = [name for name in modules if name not in features]
+        if idle:
+            raise InputError(f"{type(self).__name__} does not run {idle[0]!r} on such inputs: ask for other blocks.")
+        return {name: features[name] for name in modules}
+
+    def modules_of(self, blocks: str | Sequence[str]) -> dict[str, nn.Module]:
+        """Our modules by the names of blocks, ours or OpenAI's; see [`features`]."""
+        ours = {name: module for name, module in self.named_modules() if name and type(module) is not nn.ModuleList}
+        named = {name: ours[key] for name, key in openai_blocks(self).items()} | ours
+        found = {}
+        for name in [blocks] if isinstance(blocks, str) else blocks:
+            if name not in named:
+                nearest = get_close_matches(str(name), named, n=1, cutoff=0.0)[0]
+                raise InputError(f"{type(self).__name__} has no block {name!r}; the nearest name is {nearest!r}.")
+            found[name] = named[name]
+        return found
 
     def encode(self, sample: torch.Tensor, emb: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Features after the middle block, and those of `conv_in` and of every layer on the way down, in order."""

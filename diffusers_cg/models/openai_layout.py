@@ -99,13 +99,28 @@ def _layers(block: nn.Module, ours: str) -> list[list[str]]:
     return numbered
 
 
+def _numbered(model: nn.Module, ours: str, openai: str, first: int) -> dict[str, list[str]]:
+    """OpenAI's blocks of one way, down or up, by their names: each a list of its layers, by our keys."""
+    blocks = [layers for i, block in enumerate(model.get_submodule(ours)) for layers in _layers(block, f"{ours}.{i}")]
+    return {f"{openai}.{number}": layers for number, layers in enumerate(blocks, first)}
+
+
 def _blocks(model: nn.Module, ours: str, openai: str, first: int) -> Iterator[Entry]:
-    numbered = [
-        layers for i, block in enumerate(model.get_submodule(ours)) for layers in _layers(block, f"{ours}.{i}")
-    ]
-    for number, layers in enumerate(numbered, first):
+    for name, layers in _numbered(model, ours, openai, first).items():
         for position, key in enumerate(layers):
-            yield from _layer(model.get_submodule(key), f"{openai}.{number}.{position}", key)
+            yield from _layer(model.get_submodule(key), f"{name}.{position}", key)
+
+
+def openai_blocks(model: nn.Module) -> dict[str, str]:
+    """OpenAI's blocks of an [`ADMUNet2DModel`] or a [`NoisyClassifierModel`] by name, and our module of the same output.
+
+    A block of theirs ends where its last layer does: after residual block, attention and, if it ends a level, upsampling.
+    """
+    numbered = _numbered(model, "down_blocks", "input_blocks", first=1)
+    if hasattr(model, "up_blocks"):
+        numbered |= _numbered(model, "up_blocks", "output_blocks", first=0)
+    last_layers = {name: layers[-1] for name, layers in numbered.items()}
+    return {"input_blocks.0": "conv_in", "middle_block": "mid_block"} | last_layers
 
 
 def openai_entries(model: nn.Module) -> list[Entry]:

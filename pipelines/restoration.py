@@ -47,8 +47,8 @@ RESTORATION_METHODS = {
 }
 
 
-class Restoring:
-    """What gives a pipeline [`restore`]: to be inherited beside it."""
+class RestorationMixin:
+    """What gives a pipeline `restore`."""
 
     def restore(
         self,
