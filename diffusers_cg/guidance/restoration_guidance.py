@@ -151,10 +151,11 @@ class PiGDMGuidance(RestorationGuidance):
         r2 = 1 / (self.data_std**-2 + step.sigma**-2)
         through = step.differentiable()
         clean_images = through.pred_original_sample
-        with torch.no_grad():  # A^T (r^2 A A^T + noise_std^2 I)^-1 (y - A x_0)
+        with torch.set_grad_enabled(step.keeps_graph):  # A^T (r^2 A A^T + noise_std^2 I)^-1 (y - A x_0)
             direction = self.operator.pseudo_inverse(self.residual(clean_images), self.noise_std**2 / r2) / r2
-        product = (direction * clean_images).flatten(1).sum(dim=1)
-        return self.scale.to(step.sample) * gradient_of(product, through.sample, step)
+        step.cost["backward"] += 1  # of the clean image alone: the direction is constant in it
+        (gradient,) = torch.autograd.grad(clean_images, through.sample, direction, create_graph=step.keeps_graph)
+        return self.scale.to(step.sample) * gradient
 
 
 class NoisedAgain(RestorationGuidance, ABC):

@@ -13,7 +13,8 @@ from diffusers_cg import (
     ClassifierGuidedSuperResolutionPipeline,
 )
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance import CleanClassifierGuidance, EnergyGuidance
+from diffusers_cg.guidance import CleanClassifierGuidance, EnergyGuidance, PiGDMGuidance
+from diffusers_cg.restoration import Mask
 
 
 KINDS = [ClassifierGuidedDDPMPipeline, ClassifierGuidedDDIMPipeline]
@@ -82,6 +83,7 @@ def test_checkpointed_gradients_are_those_through_all_steps(pipes, kind, scale):
         ("ddim", "none"),
         ("ddim", "classifier"),
         ("ddim", "energy"),
+        ("ddim", "pigdm"),
     ],
 )
 def test_gradients_are_slopes(pipes, algorithm, guide):
@@ -92,6 +94,9 @@ def test_gradients_are_slopes(pipes, algorithm, guide):
         options["guidance"] = EnergyGuidance(energy, scale=30.0)
     if guide.endswith("recurring"):
         options["guidance"].recurrences = lambda step: 2
+    if guide == "pigdm":
+        known = Mask((torch.arange(8) < 4).expand(8, 8))
+        options["guidance"] = PiGDMGuidance(known, known.forward(tiny.images(seed=3)))
     direction = along(LATENTS.shape)
     measured = slope(
         lambda latents: (draw(pipes[kind], latents, **options).double() * WEIGHTS).sum(), LATENTS, direction
