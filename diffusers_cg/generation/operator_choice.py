@@ -5,15 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from diffusers_cg import restoration
 from diffusers_cg.errors import InputError
 from diffusers_cg.generation.typed_words import nearest, read, stated, typed
-from diffusers_cg.restoration import LinearOperator
+from diffusers_cg.restoration import (
+    BicubicDownsampling,
+    BoxDownsampling,
+    GaussianBlur,
+    Grayscale,
+    LinearOperator,
+    MotionBlur,
+)
 
 
 OPERATORS = {
-    name: getattr(restoration, name)
-    for name in ("BoxDownsampling", "BicubicDownsampling", "GaussianBlur", "MotionBlur", "Grayscale")
+    each.__name__: each for each in (BoxDownsampling, BicubicDownsampling, GaussianBlur, MotionBlur, Grayscale)
 }
 """What numbers alone describe."""
 
