@@ -33,7 +33,9 @@ from diffusers_cg.errors import InputError
 
 
 MAX_BETA = 0.999  # as the cosine schedule's
-MIN_LAMBDA = -5.1  # log(sqrt(abar) / sqrt(1 - abar)) from which solvers start on the cosine schedule; below all of the linear one
+MIN_LAMBDA = (
+    -5.1
+)  # log(sqrt(abar) / sqrt(1 - abar)) from which solvers start on the cosine schedule; below all of the linear one
 MAX_AMPLIFICATION = 100  # of guidance by one step; the paper's settings stay below 3
 
 SOLVERS = (

@@ -58,10 +58,14 @@ def digits():
 @pytest.mark.parametrize("solver", SOLVERS[1:-1], ids=lambda solver: solver.__name__)
 def test_levels_spaced_on_the_cosine_schedule_start_where_there_is_signal(solver, spacing, digits):
     words = {} if spacing == "timestep" else {f"use_{spacing}_sigmas": True}
-    digits.scheduler = solver.from_config(ClassifierGuidedDDIMPipeline.from_pretrained(DIGITS).scheduler.config, **words)
+    digits.scheduler = solver.from_config(
+        ClassifierGuidedDDIMPipeline.from_pretrained(DIGITS).scheduler.config, **words
+    )
     labels = torch.arange(10)
     generator = torch.Generator().manual_seed(0)
-    images = digits(labels, num_inference_steps=7, classifier_scale=1.0, generator=generator, output_type="latent").images
+    images = digits(
+        labels, num_inference_steps=7, classifier_scale=1.0, generator=generator, output_type="latent"
+    ).images
     guessed = digits.classifier(images, torch.zeros(10, dtype=torch.int64)).logits.argmax(dim=1)
     assert (guessed == labels).sum() >= 9 and images.abs().quantile(0.9) <= 1.1
 
