@@ -61,6 +61,7 @@ def hub(running_hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     running_hub.reset()
     shutil.rmtree(_home, ignore_errors=True)
     monkeypatch.setenv("HF_TOKEN", "hf_me")
+    monkeypatch.setattr("diffusers_cg.hub.publishing.GRID_ROWS", 1)  # fewer samples for the cards, to be quick
     return running_hub
 
 

@@ -149,7 +149,7 @@ class ADMTrunkMixin(AttentionMixin):
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         if self.config.rescale_timesteps:
             timesteps = timesteps.float() * (RESCALED_TIMESTEPS / self.config.num_train_timesteps)
-        return self.time_embedding(self.time_proj(timesteps).to(dtype=self.dtype))
+        return self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
 
     def encode(self, sample: torch.Tensor, emb: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Features after the middle block, and those of `conv_in` and of every layer on the way down, in order."""
