@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import tempfile
@@ -43,6 +44,11 @@ os.environ.pop("HF_TOKEN", None)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that no process of several is left alone with one at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/training/"))
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collection, which commands ask for when they let go of a network, need not look through all packages."""
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

@@ -4,6 +4,7 @@ Those fork from a server that has imported everything but computed nothing, so e
 """
 
 import contextlib
+import gc
 import importlib
 import io
 import multiprocessing
@@ -139,6 +140,7 @@ def _child(
     file_size_limit: int | None,
     environment: dict[str, str],
 ) -> None:
+    gc.freeze()  # as in conftest.py
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore it
     os.environ |= {"ACCELERATE_USE_CPU": "true", **environment}  # on a CPU runs are the same to the last bit
     multiprocessing.set_start_method("fork", force=True)  # of processes that load images, else slow to start from here
