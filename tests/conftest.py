@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import tempfile
@@ -15,10 +16,11 @@ IMAGES_PER_CLASS = 12
 TINY = {
     "resolution": 16,
     "channels": 1,
-    "base_channels": 32,
+    "base_channels": 16,
+    "norm_num_groups": 8,
     "channel_multipliers": (1, 2),
     "layers_per_block": 1,
-    "attention_head_dim": 16,
+    "attention_head_dim": 8,
     "train_batch_size": 8,
     "eval_batch_size": 40,
     "max_train_steps": 2,
@@ -27,7 +29,9 @@ TINY = {
     "logger": "none",
 }
 
-torch.set_num_threads(1)  # tiny networks lose more than they win with several
+# tiny networks lose more than they win with several; processes that we start are told so, too, as launchers do
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # huggingface_hub asks the environment when it is imported, so all tests have this Hub and an empty cache, and no other
 TOKENS = {"hf_me": "me", "hf_you": "you"}
@@ -40,6 +44,11 @@ os.environ.pop("HF_TOKEN", None)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that no process of several is left alone with one at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/training/"))
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collection, which commands ask for when they let go of a network, need not look through all packages."""
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:
@@ -58,6 +67,7 @@ def hub(running_hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
     running_hub.reset()
     shutil.rmtree(_home, ignore_errors=True)
     monkeypatch.setenv("HF_TOKEN", "hf_me")
+    monkeypatch.setattr("diffusers_cg.hub.publishing.GRID_ROWS", 1)  # fewer samples for the cards, to be quick
     return running_hub
 
 

@@ -4,22 +4,29 @@ Those fork from a server that has imported everything but computed nothing, so e
 """
 
 import contextlib
+import gc
 import importlib
 import io
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
+import socket
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers_cg_cli
 
 
+ROOT = Path(__file__).parents[1]
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["diffusers_cg.training.train_unet", "diffusers_cg.training.train_classifier"])
+_context.set_forkserver_preload(
+    ["diffusers_cg.training.train_unet", "diffusers_cg.training.train_classifier", "datasets"]
+)
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,11 @@ def run_function(
     log: Path,
     signal: Signal | None = None,
     file_size_limit: int | None = None,
+    environment: dict[str, str] | None = None,
     timeout: float = 120,
 ) -> Ended:
     """Calls a function of a module in a new process, whose output goes to the file `log`."""
-    process = _context.Process(target=_child, args=(function, args, log, signal, file_size_limit))
+    process = _context.Process(target=_child, args=(function, args, log, signal, file_size_limit, environment or {}))
     process.start()
     process.join(timeout)
     if process.exitcode is None:
@@ -63,9 +71,34 @@ def run_function(
     return Ended(process.exitcode, log.read_text(errors="replace"))
 
 
+def run_together(
+    function: Callable, *args, num_processes: int, logs: Path, signals: dict[int, Signal] | None = None
+) -> list[Ended]:
+    """As `torch.distributed.run` starts processes, which `accelerate launch` does on a CPU through MPI only.
+
+    Their output goes to files of the folder `logs`, and `signals` are sent by those of these ranks.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    group = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def run(rank: int) -> Ended:
+        environment = {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        signal = (signals or {}).get(rank)
+        return run_function(function, *args, log=logs / f"log{rank}", signal=signal, environment=environment)
+
+    with ThreadPoolExecutor(num_processes) as pool:
+        return list(pool.map(run, range(num_processes)))
+
+
 def run_command(name: str, *argv: object, log: Path, **options) -> Ended:
     """Runs `training/NAME.py` with flags; options as for [`run_function`]."""
     return run_function(_main, name, [str(arg) for arg in argv], log=log, **options)
+
+
+def run_script(script: str, *argv: object, log: Path, **options) -> Ended:
+    """Runs a file as `python training/NAME.py` does, or a module as `python -m` does; options as for [`run_function`]."""
+    return run_function(_run_script, script, [str(arg) for arg in argv], log=log, **options)
 
 
 def run_cli(*argv: object, log: Path, **options) -> Ended:
@@ -89,12 +122,27 @@ def _main(name: str, argv: list[str]) -> None:
     command.main(command.parse_args(argv))
 
 
-def _child(function: Callable, args: tuple, log: Path, at: Signal | None, file_size_limit: int | None) -> None:
-    import torch
+def _run_script(script: str, argv: list[str]) -> None:
+    os.chdir(ROOT)
+    sys.argv[:] = [script, *argv]
+    if script.endswith(".py"):
+        runpy.run_path(script, run_name="__main__")
+    else:
+        sys.modules.pop(script, None)  # as a new interpreter has not imported it
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
 
-    torch.set_num_threads(1)
+
+def _child(
+    function: Callable,
+    args: tuple,
+    log: Path,
+    at: Signal | None,
+    file_size_limit: int | None,
+    environment: dict[str, str],
+) -> None:
+    gc.freeze()  # as in conftest.py
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore it
-    os.environ["ACCELERATE_USE_CPU"] = "true"  # where runs are the same to the last bit
+    os.environ |= {"ACCELERATE_USE_CPU": "true", **environment}  # on a CPU runs are the same to the last bit
     multiprocessing.set_start_method("fork", force=True)  # of processes that load images, else slow to start from here
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)

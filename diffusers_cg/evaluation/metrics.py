@@ -54,8 +54,8 @@ def frechet_distance(
 ) -> float:
     r"""|m - m'|^2 + tr(C + C' - 2 (C C')^{1/2}) of two Gaussians: FID where the features are Inception's.
 
-    The trace of the root is the sum of the singular values of C^{1/2} C'^{1/2}: exact and finite also for singular
-    covariances, and tr(C) to the last digits where the two are the same.
+    The trace of the root is the sum of the singular values of F^T F', where F F^T = C and F' F'^T = C': exact and finite
+    also for singular covariances, and tr(C) to the last digits where the two are the same.
 
     Args:
         mean, other_mean (`np.ndarray`): (D,).
@@ -66,15 +66,15 @@ def frechet_distance(
     """
     if mean.shape != other_mean.shape or covariance.shape != other_covariance.shape:
         raise InputError(f"The two sets have different features: {mean.shape} and {other_mean.shape}.")
-    root, other_root = _root(covariance), _root(other_covariance)
-    trace_of_root = np.linalg.svd(root @ other_root, compute_uv=False).sum()
+    factor, other_factor = _factor(covariance), _factor(other_covariance)
+    trace_of_root = np.linalg.svd(factor.T @ other_factor, compute_uv=False).sum()
     difference = mean - other_mean
     distance = difference @ difference + np.trace(covariance) + np.trace(other_covariance) - 2 * trace_of_root
     return max(float(distance), 0.0)
 
 
-def _root(covariance: np.ndarray) -> np.ndarray:
-    """C^{1/2}, symmetric."""
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """F (D, rank) with F F^T = C: of few columns where the covariance is that of few images."""
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
     largest = np.abs(eigenvalues).max(initial=0.0)
     if (
@@ -85,7 +85,8 @@ def _root(covariance: np.ndarray) -> np.ndarray:
             "The statistics hold a matrix that is no covariance (not symmetric, or with negative eigenvalues): compute "
             "them with feature_statistics."
         )
-    return (eigenvectors * np.sqrt(eigenvalues.clip(min=0))) @ eigenvectors.T
+    positive = eigenvalues > len(eigenvalues) * ROUNDING * largest
+    return eigenvectors[:, positive] * np.sqrt(eigenvalues[positive])
 
 
 # ---------------------------------------------------------------------------------------------------- Inception Score

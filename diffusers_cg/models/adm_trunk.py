@@ -151,7 +151,7 @@ class ADMTrunkMixin(AttentionMixin):
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         if self.config.rescale_timesteps:
             timesteps = timesteps.float() * (RESCALED_TIMESTEPS / self.config.num_train_timesteps)
-        return self.time_embedding(self.time_proj(timesteps).to(dtype=self.dtype))
+        return self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
 
     def features(self, *inputs: Any, blocks: str | Sequence[str], **named_inputs: Any) -> dict[str, torch.Tensor]:
         """What blocks give, in one forward pass, with a graph where gradients are on.

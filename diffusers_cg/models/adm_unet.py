@@ -129,9 +129,9 @@ class ADMUNet2DModel(ADMTrunkMixin, OpenAICheckpointMixin, UNet2DModel):
         A learned vector could say no more, for the bias of the time embedding is one.
         """
         if not self.config.label_dropout:
-            return self.class_embedding(class_labels).to(dtype=self.dtype)
+            return self.class_embedding(class_labels)
         is_class = class_labels != NO_CLASS
-        return self.class_embedding(class_labels.where(is_class, 0)).to(dtype=self.dtype) * is_class[..., None]
+        return self.class_embedding(class_labels.where(is_class, 0)) * is_class[..., None]
 
     def enlarge(self, low_res: torch.Tensor | None, sample: torch.Tensor) -> torch.Tensor:
         """Low-resolution images (B, low_res_channels, h, w) at the height and width of `sample`, bilinearly.

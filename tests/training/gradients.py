@@ -1,7 +1,6 @@
 """Trainings of a few steps that record what their optimizer was given, in one process or in several."""
 
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -22,25 +21,24 @@ NUM_TIMESTEPS = 6
 BAD_DRAW = TOTAL + 3  # in the second step
 
 
-def record(rank: int, num_processes: int, port: int, data_dir: Path, output_dir: Path, name: str, batch_size: int):
-    """Trains as one of several processes, and saves gradients and sampler of every optimizer step in `OUTPUT_DIR`.
+def record(data_dir: Path, output_dir: Path, name: str, batch_size: int):
+    """Trains, and saves gradients and sampler of every optimizer step in `OUTPUT_DIR/RANK.pt`.
 
     `name` is `"uniform"` or `"loss_second_moment"`, or `"bad"` for the latter with one loss that is not a number, or
     `"overflow"` for the former in fp16, scaled so that the gradients of the first step overflow.
     """
-    if num_processes > 1:  # as torch.distributed.run has it
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     timestep_sampler = "uniform" if name in ("uniform", "overflow") else "loss_second_moment"
     settings = UNetSettings(
         train_data_dir=data_dir,
         output_dir=output_dir,
-        resolution=16,
+        resolution=8,
         channels=1,
-        base_channels=32,
+        base_channels=8,
+        norm_num_groups=4,
         channel_multipliers=[1, 2],
         layers_per_block=1,
-        attention_head_dim=16,
+        attention_resolutions=[4],
+        attention_head_dim=4,
         train_batch_size=batch_size,
         total_batch_size=TOTAL,
         max_train_steps=STEPS,
@@ -86,4 +84,4 @@ def record(rank: int, num_processes: int, port: int, data_dir: Path, output_dir:
 
     loop.optimizer.optimizer.register_step_pre_hook(keep)
     loop.run()
-    torch.save(recorded, output_dir / f"{rank}.pt")
+    torch.save(recorded, output_dir / f"{accelerator.process_index}.pt")

@@ -2,14 +2,19 @@
 
 import json
 import signal
-import socket
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from gradients import BAD_DRAW, STEPS, TOTAL, record
-from processes import Signal, run_function
+from processes import Signal, run_function, run_together
 from safetensors.torch import load_file
+
+
+# steps in bf16 and compilation are slow on a CPU
+SMALL = {
+    **{"resolution": 8, "base_channels": 8, "norm_num_groups": 4, "channel_multipliers": (1,)},
+    **{"attention_resolutions": (), "attention_head_dim": 4},
+}
 
 
 def weights(folder):
@@ -19,18 +24,14 @@ def weights(folder):
 # --------------------------------------------------------------------------------------------------- several processes
 
 
-def record_together(data_dir, folder, name, num_processes, batch_size, signals=None):
+def record_together(num_processes, *args, logs, signals=None):
     """A training of tests/training/gradients.py; `signals` by the rank that sends one to itself."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-
-    def run(rank):
-        what = (rank, num_processes, port, data_dir, folder, name, batch_size)
-        return run_function(record, *what, log=folder.parent / f"log{rank}", signal=(signals or {}).get(rank))
-
-    with ThreadPoolExecutor(num_processes) as pool:
-        for ended in pool.map(run, range(num_processes)):
-            assert ended.status == 0, ended.output
+    if num_processes == 1:  # of no group
+        ended = [run_function(record, *args, log=logs / "log0")]
+    else:
+        ended = run_together(record, *args, num_processes=num_processes, logs=logs, signals=signals)
+    for process in ended:
+        assert process.status == 0, process.output
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def checkpoint(few_digits, tmp_path_factory):
     def checkpoint(name, num_processes, batch_size):
         folder = root / f"{name}_{num_processes}_{batch_size}"
         if not folder.exists():
-            record_together(few_digits, folder, name, num_processes, batch_size)
+            record_together(num_processes, few_digits, folder, name, batch_size, logs=root)
         return folder / f"checkpoint-{STEPS}"
 
     return checkpoint
@@ -95,7 +96,8 @@ def test_ranks_hold_the_same_sampler_to_the_last_bit(recorded):
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(few_digits, tmp_path):
     stop = Signal(signal.SIGUSR1, ".png", count=TOTAL // 2 + 1)  # in the first steps
-    record_together(few_digits, tmp_path / "output", "uniform", 2, TOTAL // 2, {1: stop})
+    what = (few_digits, tmp_path / "output", "uniform", TOTAL // 2)
+    record_together(2, *what, logs=tmp_path, signals={1: stop})
     (checkpoint,) = (tmp_path / "output").glob("checkpoint-*")
     step = json.loads((checkpoint / "training_state.json").read_text())["global_step"]
     assert 1 <= step < STEPS
@@ -144,6 +146,7 @@ def test_a_training_that_blows_up_stops_with_its_last_good_checkpoint(train, tmp
         "train_unet",
         status=2,
         output_dir=tmp_path,
+        **SMALL,
         mixed_precision="bf16",
         learning_rate=1e30,
         lr_scheduler="linear",
@@ -167,7 +170,7 @@ def test_a_training_that_blows_up_stops_with_its_last_good_checkpoint(train, tmp
 # ------------------------------------------------------------------------------------------------ faster ways to train
 
 
-BRIEF = {"max_train_steps": 2, "checkpointing_steps": 1, "adam_epsilon": 1e-3}
+BRIEF = {**SMALL, "max_train_steps": 2, "checkpointing_steps": 1, "adam_epsilon": 1e-3}
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,8 @@ def test_labels_are_left_out_by_draw():
 def pretrained(tmp_path_factory):
     """A unet of three classes, none of whose layers is at zero."""
     folder = tmp_path_factory.mktemp("pretrained")
-    trunk = {"base_channels": 32, "channel_multipliers": (1, 2), "layers_per_block": 1, "attention_head_dim": 16}
+    shape = ("base_channels", "norm_num_groups", "channel_multipliers", "layers_per_block", "attention_head_dim")
+    trunk = {word: TINY[word] for word in shape}
     of_digits = {"sample_size": 16, "in_channels": 1, "out_channels": 2, "attention_resolutions": (16, 8)}
     tiny.with_weights(ADMUNet2DModel(num_class_embeds=3, **of_digits, **trunk)).save_pretrained(folder / "unet")
     return folder
