@@ -6,12 +6,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import Image, ImageChops
 
-from diffusers_cg.data.images import convert_channels, resize_and_crop
+from diffusers_cg.data.images import convert_channels, load_image, resize_and_crop
 from diffusers_cg.data.text import in_markdown
 from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError, import_extra
@@ -324,8 +325,9 @@ def build_page(model: DemoModel, title: str) -> "gradio.Blocks":
         *_, last = begin(model.draw, label, scale, steps, "ddim", seed)
         return _enlarged(last.images, MIN_CANVAS)[0]
 
-    def fit_canvas(drawing):
-        return _enlarged([model.fit(drawing["background"])], MIN_CANVAS)[0]
+    def upload_canvas(path):
+        image = begin(load_image, path, model.pipe.sample_shape[0], Path(path).name)
+        return _enlarged([model.fit(image)], MIN_CANVAS)[0]
 
     def saved_defaults(algorithm):
         return model.default("num_inference_steps", algorithm), model.default("classifier_scale", algorithm)
@@ -381,27 +383,31 @@ def build_page(model: DemoModel, title: str) -> "gradio.Blocks":
             draw_across_scales, [label, steps, algorithm, seed], [gallery, status], api_name="scales", **streamed
         )
         with gradio.Tab("Inpaint"), gradio.Row():
-            with gradio.Column(scale=1):
+            with gradio.Column(scale=1, min_width=200):
                 label, _, steps, seed = controls(["ddpm"])
                 scale = scale_field("ddpm")
-                resampling = gradio.Number(1, label=f"Resampling (1 is quick, up to {MAX_RESAMPLING} fits better)")
-                example = gradio.Button("Draw an image to fill")
+                resampling = gradio.Number(1, label=f"Resampling (1: quick, up to {MAX_RESAMPLING}: fits better)")
                 button = gradio.Button("Fill", variant="primary")
-            with gradio.Column(scale=2):
+            with gradio.Column(scale=2, min_width=300):
+                with gradio.Row():
+                    upload = gradio.UploadButton("Upload", file_types=["image"], min_width=100)
+                    example = gradio.Button("Draw an image", min_width=100)
                 canvas = gradio.ImageEditor(
                     type="pil",
                     format="png",  # others would change what is to be kept
                     label="Image",
-                    sources=["upload", "clipboard"],
-                    placeholder="Upload an image, or let the model draw one; then cover what is to be filled.",
+                    height=330,
+                    canvas_size=(MIN_CANVAS, MIN_CANVAS),
+                    sources=[],
                     transforms=[],
                     layers=False,
                     brush=gradio.Brush(default_size=MIN_CANVAS // 8, colors=["#e02020"], color_mode="fixed"),
                     elem_id="inpaint-canvas",
                 )
-                status = gradio.Markdown("The part under the brush is filled anew.", elem_id="inpaint-status")
-                gallery = gradio.Gallery(label="Image", columns=1, format="png", elem_id="inpaint-images")
-        canvas.upload(fit_canvas, canvas, canvas, api_visibility="private")
+            with gradio.Column(scale=2, min_width=300):
+                status = gradio.Markdown("Cover with the brush what is to be filled.", elem_id="inpaint-status")
+                gallery = gradio.Gallery(label="Filled", columns=1, format="png", elem_id="inpaint-images")
+        upload.upload(upload_canvas, upload, canvas, api_visibility="private")
         example.click(draw_canvas, [label, seed], canvas, api_name="canvas", **one_at_a_time)
         button.click(
             fill, [canvas, label, scale, steps, resampling, seed], [gallery, status], api_name="inpaint", **streamed

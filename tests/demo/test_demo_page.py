@@ -160,6 +160,27 @@ def test_one_seed_across_scales(driver, url):
     assert len(page.wait(lambda: page.is_done("scales") and page.images("scales"))) == len(SCALES)
 
 
+def test_cover_a_part_and_see_it_filled(driver, url):
+    page = Page(driver, url)
+    driver.find_element(By.XPATH, "//button[@role='tab' and contains(., 'Inpaint')]").click()
+    page.wait(lambda: page.button("Fill").is_displayed())
+    page.button("Draw an image").click()
+    canvas = page.wait(lambda: driver.find_element(By.CSS_SELECTOR, "#inpaint-canvas canvas"))
+    page.type("Steps", "10")
+
+    def cover_and_fill():
+        webdriver.ActionChains(driver).move_to_element(canvas).click_and_hold().move_by_offset(
+            60, 0
+        ).release().perform()
+        page.button("Fill").click()
+        return page.wait(lambda: "Cover" not in page.status("inpaint"))
+
+    page.wait(cover_and_fill)  # again until there is an image to cover
+    [address] = page.wait(lambda: page.is_done("inpaint") and page.images("inpaint"))
+    with urllib.request.urlopen(address) as shown:
+        assert Image.open(shown).size == (128, 128)
+
+
 def test_two_users_wait_for_each_other(driver, url, tmp_path):
     with browser(tmp_path / "profile") as other:
         pages = [Page(driver, url), Page(other, url)]
