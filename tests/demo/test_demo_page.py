@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,17 +166,19 @@ def test_cover_a_part_and_see_it_filled(driver, url):
     driver.find_element(By.XPATH, "//button[@role='tab' and contains(., 'Inpaint')]").click()
     page.wait(lambda: page.button("Fill").is_displayed())
     page.button("Draw an image").click()
-    canvas = page.wait(lambda: driver.find_element(By.CSS_SELECTOR, "#inpaint-canvas canvas"))
+    fetched = "return performance.getEntriesByType('resource').some(each => each.name.endsWith('image.png'))"
+    page.wait(lambda: driver.execute_script(fetched))
     page.type("Steps", "10")
 
-    def cover_and_fill():
-        webdriver.ActionChains(driver).move_to_element(canvas).click_and_hold().move_by_offset(
-            60, 0
-        ).release().perform()
+    def cover_and_fill():  # again, where the image was not yet there to be covered
+        canvas = driver.find_element(By.CSS_SELECTOR, "#inpaint-canvas canvas")
+        stroke = webdriver.ActionChains(driver).move_to_element(canvas).click_and_hold().move_by_offset(60, 0)
+        stroke.release().perform()
         page.button("Fill").click()
-        return page.wait(lambda: "Cover" not in page.status("inpaint"))
+        time.sleep(1)
+        return page.status("inpaint").startswith(("Step", "Done"))
 
-    page.wait(cover_and_fill)  # again until there is an image to cover
+    page.wait(cover_and_fill)
     [address] = page.wait(lambda: page.is_done("inpaint") and page.images("inpaint"))
     with urllib.request.urlopen(address) as shown:
         assert Image.open(shown).size == (128, 128)
