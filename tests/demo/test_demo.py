@@ -18,8 +18,10 @@ from PIL import Image
 from processes import run_here
 
 from diffusers_cg import ClassifierGuidedDDPMPipeline, ClassifierGuidedSuperResolutionPipeline
+from diffusers_cg.data.images import resize_and_crop
 from diffusers_cg.demo.page import MAX_IMAGES, SCALES, DemoModel
 from diffusers_cg.diffusion import seeded_generator
+from diffusers_cg.errors import InputError
 
 
 SITE_PACKAGES = Path(torch.__file__).parents[1]
@@ -31,8 +33,22 @@ def model():
     return DemoModel(tiny.pipeline(ClassifierGuidedDDPMPipeline, conditional=True, class_names=CLASS_NAMES))
 
 
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+MASK = Image.fromarray(np.uint8([[0] * 5 + [255] * 3] * 8))
+KEPT = np.asarray(MASK) == 0
+
+
 def last(previews):
     return list(previews)[-1].images
+
+
+def enlarged(image, size):
+    return image.resize(size, Image.Resampling.NEAREST)
+
+
+def at_model_size(image):
+    """The pixels of one that the page enlarged."""
+    return np.asarray(image.resize((8, 8), Image.Resampling.NEAREST).convert("RGB"), int)
 
 
 @pytest.mark.parametrize("algorithm", ["ddpm", "ddim"])
@@ -75,6 +91,7 @@ def test_whoever_leaves_stops_the_model(model):
         ({"seed": -1}, "The seed must be a whole number from 0"),
         ({"seed": 0.5}, "The seed must be"),
         ({"seed": None}, "The seed must be"),
+        ({"seed": float("nan")}, "The seed must be"),
         ({"num_images": 0}, f"The number of images must be a whole number from 1 to {MAX_IMAGES}"),
         ({"num_images": MAX_IMAGES + 1}, "The number of images must be"),
         ({"num_inference_steps": 0}, "The number of steps must be"),
@@ -98,6 +115,65 @@ def test_names_of_classes(model):
     alone = DemoModel(tiny.pipeline(ClassifierGuidedDDPMPipeline, with_classifier=False))
     assert alone.class_names == [] and not alone.is_guided
     assert len(last(alone.draw(None, 1.0, 2, "ddpm", 0, 3))) == 3
+    assert len(last(alone.fill(IMAGE, MASK, None, 1.0, 2, 1, 0))) == 1
+
+
+def test_a_part_is_filled_step_by_step(model):
+    previews = list(model.fill(IMAGE, MASK, 2, 1.0, 12, jump_n_sample=2, seed=3))
+    up_and_down = 12 + 2 * 10
+    assert previews[0].num_steps == up_and_down and str(previews[-1]) == "Done."
+    steps = [preview.step for preview in previews]
+    assert steps == sorted(set(steps)) and len(steps) == 12 + 10  # those down
+    filled = at_model_size(previews[-1].images[0])
+    expected = model.inpaint_pipe(
+        IMAGE, MASK, 2, num_inference_steps=12, classifier_scale=1.0, jump_n_sample=2, generator=[seeded_generator(3)]
+    ).images[0]
+    assert np.array_equal(filled, np.asarray(expected))
+    assert np.array_equal(filled[KEPT], np.asarray(IMAGE)[KEPT])
+    assert not np.array_equal(filled, np.asarray(IMAGE))
+
+
+def test_what_is_drawn_over_an_enlarged_image(model):
+    drawn_on, strokes = enlarged(IMAGE, (72, 72)), np.zeros((72, 72), np.uint8)
+    strokes[:, 45 + 4 :] = 255  # column 5 by 5 pixels of 9
+    strokes[9 * 2 : 9 * 3, 9 : 9 + 4] = 255  # and a pixel by 4 of 9
+    filled = at_model_size(last(model.fill(drawn_on, Image.fromarray(strokes), 2, 1.0, 3, 1, 0))[0])
+    assert np.array_equal(filled[KEPT], np.asarray(IMAGE)[KEPT])
+    assert np.array_equal(filled, at_model_size(last(model.fill(IMAGE, MASK, 2, 1.0, 3, 1, 0))[0]))
+
+
+def test_an_image_of_another_size_is_cropped_as_in_training(model):
+    photo = Image.new("LA", (40, 20), (200, 255))
+    photo.paste((40, 255), (5, 0, 15, 20))  # half of it is cut off
+    mask = Image.new("L", photo.size)
+    mask.paste(255, (20, 0, 40, 20))
+    filled = at_model_size(last(model.fill(photo, mask, 2, 1.0, 3, 1, 0))[0])
+    cropped = np.asarray(resize_and_crop(photo.convert("RGB"), 8, center_crop=True))
+    assert (filled == cropped).all(axis=(0, 2)).tolist() == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"image": None}, "There is no image to fill: upload one"),
+        ({"mask_image": None}, "There is nothing to fill: cover some of the image"),
+        ({"mask_image": Image.new("L", (8, 8))}, "There is nothing to fill"),
+        ({"mask_image": Image.new("L", (8, 8), 127)}, "There is nothing to fill"),
+        ({"mask_image": Image.new("L", (16, 8), 255)}, r"The mask must be of the image's size \(8, 8\)"),
+        ({"jump_n_sample": 0}, "The resampling must be a whole number from 1 to"),
+        ({"jump_n_sample": float("nan")}, "The resampling must be"),
+        ({"num_inference_steps": float("inf")}, "The number of steps must be"),
+        ({"seed": None}, "The seed must be"),
+        ({"classifier_scale": None}, "The scale must be"),
+        ({"classifier_scale": float("nan")}, "`classifier_scale` must be"),
+        ({"class_label": 5}, "`class_labels` must lie in 0..4"),
+    ],
+)
+def test_what_is_not_filled(model, changed, said):
+    asked = {"image": IMAGE, "mask_image": MASK, "class_label": 0, "classifier_scale": 1.0}
+    asked |= {"num_inference_steps": 3, "jump_n_sample": 1, "seed": 0}
+    with pytest.raises(InputError, match=said):
+        model.fill(**{**asked, **changed})
 
 
 def demo(*argv, status=0):
@@ -152,11 +228,22 @@ def test_a_space_runs_where_the_package_is_not_installed(hub, tmp_path, model):
         client = gradio_client.Client(url, verbose=False, download_files=tmp_path / "drawn")
         assert client.config["title"] == "Birds"
         gallery, status = client.predict(2, 1.0, 3, "ddim", 5, 2, api_name="/sample")
+        canvas = client.predict(2, 5, api_name="/canvas")["background"]
+        Image.merge("RGBA", [enlarged(MASK, (384, 384))] * 4).save(tmp_path / "strokes.png")
+        given, strokes = gradio_client.handle_file(canvas), gradio_client.handle_file(tmp_path / "strokes.png")
+        drawing = {"background": given, "layers": [strokes], "composite": given}
+        [filled], done = client.predict(drawing, 3, 1.0, 3, 1, 0, api_name="/inpaint")
+        with pytest.raises(gradio_client.exceptions.AppError, match="There is nothing to fill"):
+            client.predict({**drawing, "layers": []}, 3, 1.0, 3, 1, 0, api_name="/inpaint")
     assert status == "Done."
     expected = last(model.draw(2, 1.0, 3, "ddim", seed=5, num_images=2))
     for shown, image in zip(gallery, expected, strict=True):
         difference = np.asarray(Image.open(shown["image"]).convert("RGB"), int) - np.asarray(image, int)
         assert np.abs(difference).max() <= 1
+    assert done == "Done." and Image.open(canvas).size == (384, 384)
+    drawn, filled = at_model_size(Image.open(canvas)), at_model_size(Image.open(filled["image"]))
+    assert np.abs(drawn - at_model_size(last(model.draw(2, 1.0, 25, "ddim", 5))[0])).max() <= 1
+    assert np.array_equal(filled[KEPT], drawn[KEPT]) and not np.array_equal(filled, drawn)
 
 
 def test_a_space_of_a_model_on_the_hub(tmp_path):

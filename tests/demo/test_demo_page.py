@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,6 +162,29 @@ def test_one_seed_across_scales(driver, url):
     page.type("Steps", "5")
     page.button("Compare").click()
     assert len(page.wait(lambda: page.is_done("scales") and page.images("scales"))) == len(SCALES)
+
+
+def test_cover_a_part_and_see_it_filled(driver, url):
+    page = Page(driver, url)
+    driver.find_element(By.XPATH, "//button[@role='tab' and contains(., 'Inpaint')]").click()
+    page.wait(lambda: page.button("Fill").is_displayed())
+    page.button("Draw an image").click()
+    fetched = "return performance.getEntriesByType('resource').some(each => each.name.endsWith('image.png'))"
+    page.wait(lambda: driver.execute_script(fetched))
+    page.type("Steps", "10")
+
+    def cover_and_fill():  # again, where the image was not yet there to be covered
+        canvas = driver.find_element(By.CSS_SELECTOR, "#inpaint-canvas canvas")
+        stroke = webdriver.ActionChains(driver).move_to_element(canvas).click_and_hold().move_by_offset(60, 0)
+        stroke.release().perform()
+        page.button("Fill").click()
+        time.sleep(1)
+        return page.status("inpaint").startswith(("Step", "Done"))
+
+    page.wait(cover_and_fill)
+    [address] = page.wait(lambda: page.is_done("inpaint") and page.images("inpaint"))
+    with urllib.request.urlopen(address) as shown:
+        assert Image.open(shown).size == (128, 128)
 
 
 def test_two_users_wait_for_each_other(driver, url, tmp_path):
