@@ -14,6 +14,8 @@ from diffusers_cg.guidance import (
     DDNMGuidance,
     DiffPIRGuidance,
     DPSGuidance,
+    Guidance,
+    GuidanceFunction,
     PiGDMGuidance,
     RestorationGuidance,
 )
@@ -58,6 +60,7 @@ class RestorationMixin:
         noise_std: float = 0.0,
         class_labels: int | Sequence[int] | torch.Tensor | None = None,
         classifier_scale: float | Sequence[float] | torch.Tensor | None = None,
+        guidance: Guidance | GuidanceFunction | None = None,
         num_inference_steps: int | None = None,
         eta: float | None = None,
         generator: Generators = None,
@@ -75,7 +78,8 @@ class RestorationMixin:
                 H, W), whose adjoint is found by autograd.
             method (`str`): `"ddnm"`, `"diffpir"` (Algorithm 2 alone), `"pigdm"` or `"dps"`.
             noise_std (`float`): Of the measurement, in its units: twice that of images in [0, 1].
-            class_labels, classifier_scale, generator, output_type, return_dict: as in `__call__`; the scale is 0 unless given.
+            class_labels, classifier_scale, guidance, generator, output_type, return_dict: as in `__call__`, beside the
+                measurement; the scale is 0 unless given.
             num_inference_steps (`int`, *optional*): 100, and 1,000 for DPS, or as many as the unet was trained with.
             eta (`float`, *optional*): Of the DDIM pipeline: 1 for DPS and PiGDM; 0.85 of DDNM's own for DDNM; DiffPIR has
                 `zeta` in its place.
@@ -106,10 +110,11 @@ class RestorationMixin:
             operator = FunctionOperator(operator, image_shape=self.prepare_shape())
         measurement = self.prepare_measurement(measurement, operator)
         options = {"eta": eta} if self.algorithm == "ddim" and method in ("dps", "pigdm") else {}
+        by_measurement = chosen.guidance(operator, measurement, noise_std, **of_method)
         return self(
             class_labels,
             batch_size=len(measurement) if len(measurement) > 1 else None,
-            guidance=chosen.guidance(operator, measurement, noise_std, **of_method),
+            guidance=by_measurement if guidance is None else by_measurement + guidance,
             classifier_scale=classifier_scale,
             num_inference_steps=num_inference_steps,
             generator=generator,

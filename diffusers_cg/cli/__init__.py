@@ -9,7 +9,7 @@ import tyro
 from typing_extensions import TypedDict
 from tyro.conf import Positional
 
-from diffusers_cg_cli import convert, demo, evaluate, inspect, nll, push, sample, sweep
+from diffusers_cg_cli import convert, demo, edit, evaluate, inpaint, inspect, nll, push, restore, sample, sweep
 from diffusers_cg_cli.command import command
 from diffusers_cg_cli.settings import Settings, parse
 
@@ -18,6 +18,9 @@ COMMANDS: dict[str, tuple[type[Settings], Callable[[Any], None]]] = {
     "convert": (convert.ConvertSettings, convert.run),
     "inspect": (inspect.InspectSettings, inspect.run),
     "sample": (sample.SampleSettings, sample.run),
+    "edit": (edit.EditSettings, edit.run),
+    "inpaint": (inpaint.InpaintSettings, inpaint.run),
+    "restore": (restore.RestoreSettings, restore.run),
     "sweep": (sweep.SweepSettings, sweep.run),
     "evaluate": (evaluate.EvaluateSettings, evaluate.run),
     "nll": (nll.NLLSettings, nll.run),

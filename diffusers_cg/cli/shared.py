@@ -65,14 +65,16 @@ class BatchSettings(ModelSettings):
     """Images at once; changes none of them."""
 
 
-class SteeredSettings(ModelSettings):
-    scheduler: Annotated[list[str], Field(min_length=1)] | None = None
-    """Class of diffusers, or EDMHeunScheduler, whose steps are taken on guided noise, then its options: EDMHeunScheduler
-    s_churn=40."""
-
+class GuidedSettings(ModelSettings):
     guidance: Path | None = None
     """YAML file of guidances, in place of the classifier's: `- guidance: NAME`, arguments, weight, start, stop, sigmas, every,
     max_norm."""
+
+
+class SteeredSettings(GuidedSettings):
+    scheduler: Annotated[list[str], Field(min_length=1)] | None = None
+    """Class of diffusers, or EDMHeunScheduler, whose steps are taken on guided noise, then its options: EDMHeunScheduler
+    s_churn=40."""
 
 
 class DrawSettings(BatchSettings):
@@ -99,7 +101,14 @@ def exclusive(one: str, other: str) -> Any:
 
 def open_steering(settings: SteeredSettings) -> "tuple[SchedulerChoice | None, GuidanceFile | None]":
     """The scheduler and the guidance that flags name."""
-    from diffusers_cg.generation import GuidanceFile, SchedulerChoice
+    from diffusers_cg.generation import SchedulerChoice
 
     scheduler = None if settings.scheduler is None else SchedulerChoice.parse(settings.scheduler)
-    return scheduler, None if settings.guidance is None else GuidanceFile(settings.guidance)
+    return scheduler, open_guidance(settings)
+
+
+def open_guidance(settings: GuidedSettings) -> "GuidanceFile | None":
+    """The guidance that a flag names."""
+    from diffusers_cg.generation import GuidanceFile
+
+    return None if settings.guidance is None else GuidanceFile(settings.guidance)

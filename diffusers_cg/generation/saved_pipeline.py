@@ -66,13 +66,13 @@ class SavedPipeline:
         """Whose steps are taken: the name of the scheduler, or else of the algorithm."""
         return self.algorithm if self.scheduler is None else self.scheduler.name
 
-    def load(self) -> ClassifierGuidedPipeline:
-        """The pipeline, which draws from noise, on the CPU.
+    def load(self, pipeline_class: type[ClassifierGuidedPipeline] | None = None) -> ClassifierGuidedPipeline:
+        """The pipeline, which draws from noise, on the CPU; as one of `pipeline_class`, or else of its algorithm's.
 
         Raises:
             InputError: if there is none, or it upsamples.
         """
-        return self._with_scheduler(self._load(PIPELINES[self.algorithm]))
+        return self._with_scheduler(self._load(pipeline_class or PIPELINES[self.algorithm]))
 
     def load_upsampler(self) -> ClassifierGuidedSuperResolutionPipeline:
         """The pipeline, which upsamples, on the CPU.

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 import diffusers
-import yaml
 from diffusers import DDPMScheduler, SchedulerMixin
 
 from diffusers_cg.diffusion.schedulers import SOLVERS
 from diffusers_cg.diffusion.sigma_space import IN_SIGMA
 from diffusers_cg.errors import InputError
-from diffusers_cg.generation.typed_words import nearest, read, typed
+from diffusers_cg.generation.typed_words import nearest, read, stated, typed
 
 
 SCHEDULERS = {each.__name__: each for each in (DDPMScheduler, *SOLVERS, *IN_SIGMA)}
@@ -53,18 +52,7 @@ class SchedulerChoice:
             raise InputError(f"{why}: those that can be guided are {', '.join(SCHEDULERS)}.")
         hints = get_type_hints(SCHEDULERS[name].__init__)
         fields = {word: (kind | None, None) for word, kind in hints.items() if word not in OF_THE_PROCESS}
-        stated = {}
-        for option in options:
-            word, sign, value = option.partition("=")
-            if not sign:
-                raise InputError(
-                    f"An option of {name} is a word, = and a value, as in timestep_spacing=trailing, got {option!r}."
-                )
-            try:
-                stated[word] = yaml.load(value, Loader=yaml.BaseLoader)
-            except yaml.YAMLError as error:
-                raise InputError(f"{name}: {word}: {value!r} is no value as YAML writes it.") from error
-        values = read(typed(name, fields), stated, name)
+        values = read(typed(name, fields), stated(name, options), name)
         return cls(name, values.model_dump(exclude_unset=True))
 
     @property

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any, Union, get_args, get_origin
 
 import torch
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from diffusers_cg.errors import InputError
@@ -22,6 +23,24 @@ class Typed(BaseModel):
 def typed(name: str, fields: dict[str, tuple[Any, Any]], base: type[Typed] = Typed) -> type[Typed]:
     """A class of these fields, (type, default or `...`) by name."""
     return create_model(name, __base__=base, **fields)
+
+
+def stated(name: str, options: Iterable[str]) -> dict[str, Any]:
+    """Words `OPTION=VALUE` that follow a name, by option, for [`read`].
+
+    Raises:
+        InputError: if one is another.
+    """
+    words = {}
+    for option in options:
+        word, sign, value = option.partition("=")
+        if not sign:
+            raise InputError(f"An option of {name} is a word, = and a value, as in word=2, got {option!r}.")
+        try:
+            words[word] = yaml.load(value, Loader=yaml.BaseLoader)
+        except yaml.YAMLError as error:
+            raise InputError(f"{name}: {word}: {value!r} is no value as YAML writes it.") from error
+    return words
 
 
 def read(kind: type[Typed], words: dict[str, Any], where: str) -> Typed:

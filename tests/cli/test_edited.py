@@ -1,0 +1,158 @@
+"""`diffusers-cg edit`, `inpaint` and `restore`: folders in, folders out; what a call draws is tested in tests/pipelines."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from processes import Signal, run_cli, run_here
+
+from diffusers_cg import ClassifierGuidedDDPMPipeline
+from diffusers_cg.generation import SampleFolder
+
+
+NAMES = ["cat", "dog", "owl", "bee", "3"]
+STEPS = ["--num_inference_steps", 4]
+EDIT = ["edit", *STEPS, "--class_label", "owl"]
+INPAINT = ["inpaint", *STEPS, "--jump_length", 2, "--jump_n_sample", 2]
+RESTORE = ["restore", *STEPS, "--operator", "BoxDownsampling", "factor=2"]
+
+
+def write_images(root, side, names=("cat/b.png", "cat/a.jpg", "owl/nested/c.png", "owl/d.png")):
+    rng = np.random.default_rng(0)
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path, quality=95)
+    return root
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Pipelines, images of three sizes, and a mask."""
+    root = tmp_path_factory.mktemp("root")
+    tiny.pipeline(ClassifierGuidedDDPMPipeline, conditional=True, class_names=NAMES).save_pretrained(root / "model")
+    tiny.pipeline(ClassifierGuidedDDPMPipeline, with_classifier=False).save_pretrained(root / "plain")
+    write_images(root / "images", 8)
+    write_images(root / "small", 4)
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[:, 5:] = 255
+    Image.fromarray(mask).save(root / "mask.png")
+    return root
+
+
+@pytest.fixture
+def call(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+
+    def call(command, *argv, status=0, output="out", images="images", model="model"):
+        flags = ["--model", root / model, "--images", root / images, "--output", tmp_path / output]
+        ended = run_here(*command, *flags, *argv)
+        assert ended.status == status and "Traceback" not in ended.output, ended.output
+        return ended.output
+
+    call.output = tmp_path / "out"
+    return call
+
+
+def pixels(folder):
+    return {str(file.relative_to(folder)): np.asarray(Image.open(file)) for file in SampleFolder(folder).images()}
+
+
+COMMANDS = {
+    "edit": (EDIT, "images"),
+    "edit by noise": ([*EDIT, "--noise", "--strength", 0.75], "images"),
+    "inpaint": ([*INPAINT, "--masks", "mask.png"], "images"),
+    "restore": (RESTORE, "small"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_new_images_have_the_names_of_the_old_and_do_not_depend_on_their_batch(name, call, tmp_path):
+    command, images = COMMANDS[name]
+    call(command, images=images)
+    made = pixels(call.output)
+    assert sorted(made) == ["cat/a.png", "cat/b.png", "owl/d.png", "owl/nested/c.png"]
+    assert all(image.shape == (8, 8, 3) and image.std() > 0 for image in made.values())
+    assert Image.open(call.output / "grid.png").width > 200
+    (call.output / "owl" / "d.png").unlink()
+    before = (call.output / "cat" / "a.png").stat().st_mtime_ns
+    call(command, "--batch_size", 1, images=images)  # goes on
+    assert (call.output / "cat" / "a.png").stat().st_mtime_ns == before
+    assert np.abs(pixels(call.output)["owl/d.png"].astype(int) - made["owl/d.png"]).max() <= 1
+
+
+def test_each_image_is_inpainted_as_of_the_class_of_its_folder_and_keeps_what_is_known(root, call):
+    call([*INPAINT, "--masks", root / "mask.png"])
+    old, made = Image.open(root / "images" / "owl" / "d.png"), pixels(call.output)["owl/d.png"]
+    assert np.array_equal(made[:, :5], np.asarray(old)[:, :5]) and not np.array_equal(made, np.asarray(old))
+    call([*INPAINT, "--masks", root / "mask.png", "--class_label", "owl"], output="owls")
+    owls = pixels(call.output.parent / "owls")
+    assert np.array_equal(owls["owl/d.png"], made) and not np.array_equal(
+        owls["cat/b.png"], pixels(call.output)["cat/b.png"]
+    )
+
+
+def test_a_mask_for_each_image(root, call, tmp_path):
+    for name, side in (("cat/a.png", 0), ("cat/b.png", 255), ("owl/d.png", 0), ("owl/nested/c.png", 0)):
+        (tmp_path / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), side).save(tmp_path / "masks" / name)
+    call([*INPAINT, "--masks", tmp_path / "masks"])
+    made, old = pixels(call.output), pixels(root / "images")
+    changed = [name for name in made if name != "cat/a.png" and not np.array_equal(made[name], old[name])]
+    assert changed == ["cat/b.png"]
+    (tmp_path / "masks" / "owl" / "d.png").unlink()
+    assert "d.png" in call([*INPAINT, "--masks", tmp_path / "masks"], status=2, output="other")
+
+
+def test_commands_draw_what_calls_do(root, call):
+    call([*EDIT, "--classifier_scale", 2, "--strength", 0.5, "--seed", 3, "--batch_size", 4])
+    call([*RESTORE, "--method", "diffpir", "--noise_std", 0.1], images="small", output="restored")
+    settings = json.loads((call.output / "sampling.json").read_text())
+    assert settings["strength"] == 0.5 and settings["class_label"] == 2 and settings["base"]["classifier_scale"] == 2
+    assert settings["seed"] == 3
+    settings = json.loads((call.output.parent / "restored" / "sampling.json").read_text())
+    assert settings["operator"] == {"name": "BoxDownsampling", "factor": 2} and settings["method"] == "diffpir"
+
+
+def test_an_unconditional_model_needs_no_class(call):
+    for command, images in (([*INPAINT, "--masks", "mask.png"], "images"), (RESTORE, "small")):
+        call(command, images=images, model="plain", output=command[0])
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["edit", *STEPS], "class_label"),
+        ([*EDIT, "--strength", 0], "strength"),
+        ([*EDIT, "--class_label", "owls"], "owl"),
+        ([*EDIT, "--source_class", 9], "0..4"),
+        ([*INPAINT, "--masks", "nowhere.png"], "nowhere.png"),
+        ([*RESTORE[:-2], "BoxDownsamplin"], "BoxDownsampling"),
+        ([*RESTORE, "sides=2"], "factor"),
+        ([*RESTORE[:-1], "factor=3"], "multiples"),
+        (RESTORE, "8x8"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else value,
+)
+def test_bad_input_is_said_before_anything_is_written(command, said, call):
+    assert said in call(command, status=2)
+    assert not call.output.exists()
+
+
+def test_new_images_among_the_old_or_of_other_settings_are_refused(root, call):
+    assert "outside" in call(EDIT, status=2, output=root / "images" / "new")
+    call(EDIT)
+    assert "seed" in call([*EDIT, "--seed", 1], status=2)
+
+
+def test_killed_and_started_again_leaves_what_an_undisturbed_run_does(root, call, tmp_path):
+    call([*EDIT, "--batch_size", 1], output="undisturbed")
+    flags = ["--model", root / "model", "--images", root / "images", "--output", call.output, "--batch_size", 1]
+    killed = run_cli(*EDIT, *flags, log=tmp_path / "log", signal=Signal(9, "owl/.d.png"))
+    assert killed.status == -9, killed.output
+    assert 0 < len(pixels(call.output)) < 4
+    call([*EDIT, "--batch_size", 1])
+    made, undisturbed = pixels(call.output), pixels(tmp_path / "undisturbed")
+    assert made.keys() == undisturbed.keys() and all(np.array_equal(made[name], undisturbed[name]) for name in made)
