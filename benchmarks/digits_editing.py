@@ -13,7 +13,7 @@ share the work. `unet` is the conditional one that ships, told the right label, 
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,13 +51,19 @@ RESTORATION = {  # by method, what its calls are given
     "pigdm": {"num_inference_steps": STEPS},
     "dps": {"num_inference_steps": 50, "scale": 6.0},  # steps x scale as of the paper's 1,000 x .3
 }
-FORMATS = {"judged": ".1%", "as target": ".1%", "as source": ".1%", "PSNR (dB)": ".2f", "accuracy": ".1%"}  # others: .3f
+FORMATS = {
+    "judged": ".1%",
+    "as target": ".1%",
+    "as source": ".1%",
+    "PSNR (dB)": ".2f",
+    "accuracy": ".1%",
+}  # others: .3f
 Row = dict[str, Any]
-Draw = Callable[[slice, list[torch.Generator]], torch.Tensor]
-"""(part of the images, a generator for each) -> images (B, 1, 16, 16) in [0, 1]."""
 
 
-def pipeline(unet: str, kind: type[ClassifierGuidedPipeline] = ClassifierGuidedDDIMPipeline) -> ClassifierGuidedPipeline:
+def pipeline(
+    unet: str, kind: type[ClassifierGuidedPipeline] = ClassifierGuidedDDIMPipeline
+) -> ClassifierGuidedPipeline:
     pipe = kind.from_pretrained(DIGITS, unet=ADMUNet2DModel.from_pretrained(DIGITS, subfolder=UNETS[unet]))
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -82,11 +88,6 @@ class Digits:
         self.train, self.train_labels = to_tensor(pixels), torch.from_numpy(labels)
         self.class_means = torch.stack([self.train[self.train_labels == k].mean(dim=0) for k in range(NUM_CLASSES)])
 
-    def draw(self, call: Draw, number: int = NUM_OF_EACH * NUM_CLASSES) -> torch.Tensor:
-        """Image k from seed k."""
-        parts = [slice(first, min(first + BATCH_SIZE, number)) for first in range(0, number, BATCH_SIZE)]
-        return torch.cat([call(part, [torch.Generator().manual_seed(k) for k in range(number)[part]]) for part in parts])
-
     def judged(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> float:
         """Share that the judge reads as the labels, by default those of the originals."""
         read = self.judge.predict(images.numpy().transpose(0, 2, 3, 1))
@@ -101,6 +102,26 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).float()
 
 
+def draw(call: Callable, given: dict[str, torch.Tensor], **options: Any) -> tuple[torch.Tensor, int]:
+    """Images (B, 1, 16, 16) in [0, 1], of what is `given` for each, in batches, and how often each passed the unet."""
+    number = len(next(iter(given.values())))
+    outputs = [
+        call(
+            **{name: values[first : first + BATCH_SIZE] for name, values in given.items()},
+            generator=generators(number)[first : first + BATCH_SIZE],
+            output_type="pt",
+            **options,
+        )
+        for first in range(0, number, BATCH_SIZE)
+    ]
+    return torch.cat([output.images for output in outputs]), outputs[0].evaluations["unet"]
+
+
+def generators(number: int) -> list[torch.Generator]:
+    """Of image k that of seed k."""
+    return [torch.Generator().manual_seed(k) for k in range(number)]
+
+
 def tiles(images: torch.Tensor) -> list[np.ndarray]:
     """The first of each digit, to be looked at."""
     return list(images[:NUM_CLASSES].clamp(0, 1).numpy().transpose(0, 2, 3, 1))
@@ -110,11 +131,12 @@ def tiles(images: torch.Tensor) -> list[np.ndarray]:
 
 
 def inpaint(digits: Digits, picture: dict[str, torch.Tensor]) -> Iterator[Row]:
-    """The lowest 5 of 16 rows. Twenty samples of the first ten digits, one of the others."""
+    """The lowest 5 of 16 rows. Twenty samples of the first ten digits by the conditional unet, one of all others."""
     mask = torch.zeros(16, 16)
     mask[11:] = 1
     num_averaged, num_samples = NUM_CLASSES, 20
-    which = torch.cat([torch.arange(len(digits.images)), torch.arange(num_averaged).repeat(num_samples - 1)])
+    everyone = torch.arange(len(digits.images))
+    and_again = torch.cat([everyone, torch.arange(num_averaged).repeat(num_samples - 1)])
 
     def in_hole(images: torch.Tensor, originals: torch.Tensor) -> float:
         return float((images - originals)[..., mask == 1].square().mean())
@@ -138,36 +160,22 @@ def inpaint(digits: Digits, picture: dict[str, torch.Tensor]) -> Iterator[Row]:
     }
     for unet in UNETS:
         pipe = pipeline(unet, ClassifierGuidedInpaintPipeline)
+        which = and_again if unet == "conditional" else everyone
         for method, options in methods.items():
             for scale in (0.0, 1.0):
-                cost = {}
-
-                def fill(part, generator):
-                    output = pipe(
-                        digits.images[which[part]],
-                        mask,
-                        class_labels=digits.labels[which[part]],
-                        classifier_scale=scale,
-                        method=method,
-                        generator=generator,
-                        output_type="pt",
-                        **options,
-                    )
-                    cost.update(output.evaluations)
-                    return output.images
-
-                images = digits.draw(fill, len(which))
+                given = {"image": digits.images[which], "class_labels": digits.labels[which]}
+                images, passes = draw(pipe, given, mask_image=mask, classifier_scale=scale, method=method, **options)
                 first = images[: len(digits.images)]
-                again = images[len(digits.images) :].unflatten(0, (num_samples - 1, num_averaged))
+                again = images[len(digits.images) :].unflatten(0, (-1, num_averaged))  # by sample, digit
                 mean = (first[:num_averaged] + again.sum(dim=0)) / num_samples
                 yield {
                     "hole": method,
                     "unet": unet,
                     "scale": f"{scale:g}",
                     "judged": digits.judged(first),
-                    "MSE": in_hole(images, digits.images[which]),
-                    "MSE of the mean of 20": in_hole(mean, digits.images[:num_averaged]),
-                    "passes": cost["unet"],
+                    "MSE": in_hole(first, digits.images),
+                    "MSE of the mean of 20": in_hole(mean, digits.images[:num_averaged]) if len(again) else "",
+                    "passes": passes,
                 }
                 if unet == "conditional" or scale > 0:
                     picture[f"{method}, {unet}, scale {scale:g}"] = first
@@ -177,26 +185,21 @@ def inpaint(digits: Digits, picture: dict[str, torch.Tensor]) -> Iterator[Row]:
 
 
 def restored(
-    digits: Digits, operator: LinearOperator, measurement: torch.Tensor, noise_std: float, unets: Iterable[str], names: Row
+    digits: Digits,
+    operator: LinearOperator,
+    measurement: torch.Tensor,
+    noise_std: float,
+    by: dict[str, Any],
+    names: Row,
 ) -> Iterator[tuple[Row, torch.Tensor]]:
-    """By every method, unguided."""
-    for unet in unets:
+    """By methods of each unet, unguided."""
+    for unet, methods in by.items():
         pipe = pipeline(unet)
-        for method, options in RESTORATION.items():
-
-            def restore(part, generator):
-                return pipe.restore(
-                    measurement[part],
-                    operator,
-                    method,
-                    noise_std,
-                    class_labels=digits.labels[part] if unet == "conditional" else None,
-                    generator=generator,
-                    output_type="pt",
-                    **options,
-                ).images
-
-            images = digits.draw(restore)
+        for method, options in methods.items():
+            given = {"measurement": measurement}
+            if unet == "conditional":
+                given["class_labels"] = digits.labels
+            images, _ = draw(pipe.restore, given, operator=operator, method=method, noise_std=noise_std, **options)
             yield {**names, "by": f"{method}, {unet}", **restoration_measures(digits, images)}, images
 
 
@@ -219,7 +222,10 @@ def super_resolution(digits: Digits, picture: dict[str, torch.Tensor]) -> Iterat
     for name, images in versions.items():
         picture[name] = to_tensor(images)
         yield {"by": name, **restoration_measures(digits, picture[name])}
-    for row, images in restored(digits, operator, 2 * small - 1, 0.0, UNETS, {}):
+    fast = {name: RESTORATION[name] for name in ("ddnm", "diffpir")}
+    for row, images in restored(
+        digits, operator, 2 * small - 1, 0.0, {"conditional": RESTORATION, "unconditional": fast}, {}
+    ):
         picture[row["by"]] = images
         yield row
 
@@ -239,7 +245,7 @@ def deblur(digits: Digits, picture: dict[str, torch.Tensor]) -> Iterator[Row]:
             images = (images / 2 + 0.5).clamp(0, 1)
             picture[f"{name}, noise {noise_std:g}"] = images
             yield {**names, "by": name, **restoration_measures(digits, images)}
-        for row, images in restored(digits, operator, blurred, noise_std, ["unconditional"], names):
+        for row, images in restored(digits, operator, blurred, noise_std, {"unconditional": RESTORATION}, names):
             if noise_std > 0:
                 picture[row["by"]] = images
             yield row
@@ -258,10 +264,7 @@ def edits(
         source = digits.labels if unet == "conditional" else None
         yield f"edit, {unet}", pipe.edit(images, labels, source_labels=source, **call).images
     pipe = pipeline("conditional")
-    yield (
-        "image=, conditional",
-        digits.draw(lambda part, noise: pipe(labels[part], image=images[part], generator=noise, **call).images),
-    )
+    yield "image=, conditional", pipe(labels, image=images, generator=generators(len(images)), **call).images
 
 
 def counterfactuals(digits: Digits, picture: dict[str, torch.Tensor]) -> Iterator[Row]:
@@ -355,8 +358,8 @@ def purify(digits: Digits, picture: dict[str, torch.Tensor]) -> Iterator[Row]:
 
     versions = {"original": digits.images, "attacked": attacked}
     for strength in (0.1, 0.2, 0.3, 0.5):
-        versions[f"purified, strength {strength:g}"] = digits.draw(
-            lambda part, noise: pipe.purify(attacked[part], strength, num_inference_steps=50, generator=noise)
+        versions[f"purified, strength {strength:g}"] = pipe.purify(
+            attacked, strength, num_inference_steps=50, generator=generators(len(attacked))
         )
     picture |= versions
     for name, images in versions.items():
@@ -444,14 +447,18 @@ def main(args: EditingSettings) -> None:
         kept = [line for line in older if json.loads(line)["task"] != task]
         path.write_text("".join(line + "\n" for line in [*kept, *(json.dumps({"task": task} | row) for row in rows)]))
         figure = args.output_dir / "figures" / f"editing_{task}.png"
-        grid = image_grid([tiles(images) for images in picture.values()], row_labels=list(picture), tile_size=40, gap=3)
+        grid = image_grid(
+            [tiles(images) for images in picture.values()], row_labels=list(picture), tile_size=40, gap=3
+        )
         (grid if task == "features" else grid.convert("L")).save(figure, optimize=True)
         print(f"Look at {figure}.")
 
     measured = [json.loads(line) for line in path.read_text().splitlines()]
     text = ""
     for task in TASKS:
-        rows = [{name: value for name, value in row.items() if name != "task"} for row in measured if row["task"] == task]
+        rows = [
+            {name: value for name, value in row.items() if name != "task"} for row in measured if row["task"] == task
+        ]
         if rows:
             text += f"**{task.replace('_', ' ').capitalize()}**\n\n{table(rows)}\n"
     path.with_suffix(".md").write_text(text)
