@@ -122,9 +122,12 @@ def generators(number: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(k) for k in range(number)]
 
 
-def tiles(images: torch.Tensor) -> list[np.ndarray]:
-    """The first of each digit, to be looked at."""
-    return list(images[:NUM_CLASSES].clamp(0, 1).numpy().transpose(0, 2, 3, 1))
+def save_picture(picture: dict[str, torch.Tensor], path: Path) -> None:
+    """A row per name, of the first of each digit."""
+    rows = [images[:NUM_CLASSES].clamp(0, 1).numpy().transpose(0, 2, 3, 1) for images in picture.values()]
+    grid = image_grid(rows, row_labels=list(picture), tile_size=40, gap=3)
+    in_color = any(images.shape[-1] == 3 for images in rows)
+    (grid if in_color else grid.convert("L")).save(path, optimize=True)
 
 
 # ------------------------------------------------------------------------------------------------------------ inpainting
@@ -447,10 +450,7 @@ def main(args: EditingSettings) -> None:
         kept = [line for line in older if json.loads(line)["task"] != task]
         path.write_text("".join(line + "\n" for line in [*kept, *(json.dumps({"task": task} | row) for row in rows)]))
         figure = args.output_dir / "figures" / f"editing_{task}.png"
-        grid = image_grid(
-            [tiles(images) for images in picture.values()], row_labels=list(picture), tile_size=40, gap=3
-        )
-        (grid if task == "features" else grid.convert("L")).save(figure, optimize=True)
+        save_picture(picture, figure)
         print(f"Look at {figure}.")
 
     measured = [json.loads(line) for line in path.read_text().splitlines()]
