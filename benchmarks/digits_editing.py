@@ -225,10 +225,8 @@ def super_resolution(digits: Digits, picture: dict[str, torch.Tensor]) -> Iterat
     for name, images in versions.items():
         picture[name] = to_tensor(images)
         yield {"by": name, **restoration_measures(digits, picture[name])}
-    fast = {name: RESTORATION[name] for name in ("ddnm", "diffpir")}
-    for row, images in restored(
-        digits, operator, 2 * small - 1, 0.0, {"conditional": RESTORATION, "unconditional": fast}, {}
-    ):
+    by = dict.fromkeys(UNETS, RESTORATION)
+    for row, images in restored(digits, operator, 2 * small - 1, 0.0, by, {}):
         picture[row["by"]] = images
         yield row
 
@@ -333,7 +331,8 @@ def anomaly(digits: Digits, picture: dict[str, torch.Tensor]) -> Iterator[Row]:
         for name, images in edits(digits, blotted, digits.labels, strength, scale=3.0):
             maps = (images - blotted).abs()
             if strength == 0.5:
-                picture |= {f"{name}, {strength:g}": images, f"|difference|, {name}": maps}
+                shown = maps / maps.amax(dim=(1, 2, 3), keepdim=True)  # each image's largest difference is white
+                picture |= {f"{name}, {strength:g}": images, f"|difference|, {name}": shown}
             rows.append(row(name, f"{strength:g}", maps))
     yield from sorted(rows, key=lambda each: each["map"])
 
@@ -396,8 +395,8 @@ def features(digits: Digits, picture: dict[str, torch.Tensor]) -> Iterator[Row]:
         for name, found in unet.features(sample, torch.tensor(timestep), blocks=blocks).items():
             pixels = found.permute(0, 2, 3, 1).flatten(0, 2).float()
             pixels = pixels - pixels.mean(dim=0)
-            _, _, components = torch.pca_lowrank(pixels, q=3)
-            shown = (pixels @ components[:, :3]).unflatten(0, (len(sample), *found.shape[2:]))
+            components = torch.linalg.eigh(pixels.T @ pixels).eigenvectors[:, -3:].flip(1)
+            shown = (pixels @ components).unflatten(0, (len(sample), *found.shape[2:]))
             low, high = (shown.flatten(0, 2).quantile(q, dim=0) for q in (0.02, 0.98))
             picture[f"{name}, {found.shape[2]}x{found.shape[3]}"] = ((shown - low) / (high - low)).permute(0, 3, 1, 2)
     return iter(())
