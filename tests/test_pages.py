@@ -17,7 +17,7 @@ from diffusers_cg_cli.settings import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
-NEEDS_FILES = r"adm-256|\.pt\""  # OpenAI's
+NEEDS_FILES = r"adm-256|\.pt\"|import deepinv"  # OpenAI's; or a package that not every PyTorch goes with
 GUIDANCE = "docs/guidance.md"  # whose networks are made up, under the names that the page gives
 
 
