@@ -269,7 +269,7 @@ class FewStepsSettings(TableSettings):
     """Rows of the table."""
     evaluations: list[PositiveInt] = list(EVALUATIONS)
     """Of the unet."""
-    guidance: list[Literal[tuple(GUIDANCE)]] = list(GUIDANCE)
+    guidance: list[Literal[tuple(GUIDANCE)]] = ["scale 1", "none"]
     """Scale of the classifier that ships."""
     paper: bool = True
     """Whether DDPM of 250 and 100 steps is drawn, too, which takes the most time by far."""
