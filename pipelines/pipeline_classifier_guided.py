@@ -408,12 +408,13 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         batch_size: int,
         shape: tuple[int, int, int],
         scheduler: SchedulerMixin,
+        eta: float = 0.0,
     ) -> GuidanceSum:
         """What guides a call: the classifier at a scale above 0, and what the user gave; a sum of nothing for no guidance.
 
         Raises:
             InputError: if a classifier or labels are missing, or the guidance is none, or cannot guide such a call: of images
-                of `shape` (C, H, W), labels or scheduler.
+                of `shape` (C, H, W), labels, scheduler or `eta`.
         """
         if classifier_scale is None:  # the saved one, unless another guidance is to stand in its place
             alone = guidance is None and self.classifier is not None
@@ -427,7 +428,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             raise InputError(f"`class_labels` are missing: {needed} needs one per image.")
         guidances = [ClassifierGuidance(self.classifier, class_labels, scale)] if uses_classifier else []
         guidance = GuidanceSum([*guidances, guidance] if guidance is not None else guidances)
-        guidance.check(GuidedCall(torch.Size([batch_size, *shape]), class_labels, self.unet, scheduler))
+        guidance.check(GuidedCall(torch.Size([batch_size, *shape]), class_labels, self.unet, scheduler, eta))
         return guidance
 
     def prepare_callback(self, callback: Callback | None, tensor_inputs: list[str]) -> OnStepEnd:
@@ -472,7 +473,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         scheduler, _ = self.prepare_steps(num_inference_steps, timesteps)
         check_eta(eta, scheduler)
         labels = self.prepare_class_labels(class_labels, batch_size)
-        self.prepare_guidance(guidance, labels, classifier_scale, num_images(labels, batch_size), shape, scheduler)
+        self.prepare_guidance(
+            guidance, labels, classifier_scale, num_images(labels, batch_size), shape, scheduler, eta
+        )
 
     def check_output_type(self, output_type: str) -> None:
         """Raises `InputError` unless images of the model's channels can be returned as `output_type`."""

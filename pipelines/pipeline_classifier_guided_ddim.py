@@ -128,7 +128,7 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
         check_eta(eta, scheduler)
         begin_index = self.prepare_begin_index(image, strength, latents, scheduler)
         image, labels, batch_size = self.prepare_images_and_labels(image, class_labels, batch_size, shape)
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape, scheduler)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape, scheduler, eta)
         latents = self.prepare_latents(batch_size, generator, latents, shape)  # last: it draws noise
         timesteps = scheduler.timesteps[begin_index:].tolist()
         if begin_index > 0:
@@ -271,7 +271,7 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
                 "`source_labels` are missing: the class-conditional unet encodes each image as of its class."
             )
         _, labels, batch_size = self.prepare_images_and_labels(image, class_labels, batch_size, shape)
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape, scheduler)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape, scheduler, eta)
         check_generator(generator, batch_size)
 
         latents = self.encode(images, source_labels, upwards, inversion).expand(batch_size, -1, -1, -1)

@@ -153,7 +153,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         check_eta(eta, scheduler)
         low_res = self.prepare_image(image, self.low_res_shape)
         labels = self.prepare_class_labels(class_labels, len(low_res))
-        guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res), shape, scheduler)
+        guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res), shape, scheduler, eta)
         latents = self.prepare_latents(len(low_res), generator, latents, shape)
         noise = None
         if low_res_noise:

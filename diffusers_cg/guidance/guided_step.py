@@ -36,12 +36,14 @@ class GuidedCall:
         shape (`torch.Size`): Of the samples, (B, C, H, W).
         class_labels (`torch.Tensor`, *optional*): (B,) int64.
         unet (`nn.Module`), scheduler (`SchedulerMixin`): The pipeline's.
+        eta (`float`): Noise of DDIM's steps, 0 to 1.
     """
 
     shape: torch.Size
     class_labels: torch.Tensor | None
     unet: nn.Module
     scheduler: SchedulerMixin
+    eta: float = 0.0
 
 
 @dataclass(eq=False)

@@ -174,6 +174,11 @@ class NoisedAgain(RestorationGuidance, ABC):
             raise refused(
                 self, call, "draws the noise of DDIM's steps", "ClassifierGuidedDDIMPipeline with a DDIMScheduler"
             )
+        if call.eta > 0:
+            raise InputError(
+                f"{self.name} draws the noise of its steps by itself: leave out the call's `eta`, got {call.eta:g}, and pass it "
+                "what it takes in its place (`eta` of DDNM, `zeta` of DiffPIR)."
+            )
 
     def shift(self, step: GuidedStep) -> torch.Tensor | float:
         noise = self.noise(step)
@@ -203,7 +208,7 @@ class DDNMGuidance(NoisedAgain):
 
     Args:
         operator, measurement, noise_std: as in [`RestorationGuidance`]; noise needs an operator that knows its singular values.
-        eta (`float`, *optional*): How much of the noise is drawn anew, in [0, 1]; the call's own `eta` is to be 0. None leaves
+        eta (`float`, *optional*): How much of the noise is drawn anew, in [0, 1], in place of the call's `eta`. None leaves
             it to the scheduler.
     """
 

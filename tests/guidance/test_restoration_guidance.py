@@ -304,3 +304,9 @@ def test_methods_that_say_what_noise_there_is_need_ddim(pipes):
     for pipe, method in ((pipes["ddpm"], "ddnm"), (pipes["ddpm"], "diffpir"), (solver, "diffpir"), (solver, "dps")):
         call = {"batch_size": 2, "guidance": METHODS[method](Mask(KNOWN), IMAGES), "classifier_scale": 0}
         check_refused(pipe, call, InputError, "does not stand: use")
+
+
+@pytest.mark.parametrize("method", ["ddnm", "diffpir"])
+def test_methods_that_draw_their_own_noise_take_no_eta_of_the_call(method, pipes):
+    call = {"batch_size": 2, "guidance": METHODS[method](Mask(KNOWN), IMAGES), "classifier_scale": 0, "eta": 0.5}
+    check_refused(pipes["ddim"], call, InputError, "`eta`")
