@@ -23,7 +23,7 @@ from diffusers_cg.errors import InputError
 from diffusers_cg.guidance.clean_image_guidance import gradient_of
 from diffusers_cg.guidance.guidance import Guidance, check_per_image, per_image
 from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
-from diffusers_cg.restoration import LinearOperator, check_adjoint
+from diffusers_cg.restoration import LinearOperator, SpectralOperator, check_adjoint
 
 
 class RestorationGuidance(Guidance):
@@ -222,7 +222,7 @@ class DDNMGuidance(NoisedAgain):
         super().__init__(operator, measurement, noise_std)
         if eta is not None and not 0 <= eta <= 1:
             raise InputError(f"`eta` of DDNM must lie in [0, 1] or be None, got {eta!r}.")
-        if noise_std > 0 and not operator.has_spectrum:
+        if noise_std > 0 and not isinstance(operator, SpectralOperator):
             raise InputError(
                 f"DDNM of a noisy measurement needs the singular values of its operator, which {operator.name} does not know: use "
                 "DiffPIR or PiGDM."

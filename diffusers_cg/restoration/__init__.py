@@ -1,6 +1,6 @@
 """What was measured of images: linear operators, their adjoints and pseudo-inverses."""
 
-from diffusers_cg.restoration.linear_operator import FunctionOperator, LinearOperator, check_adjoint
+from diffusers_cg.restoration.linear_operator import FunctionOperator, LinearOperator, SpectralOperator, check_adjoint
 from diffusers_cg.restoration.operators import (
     BicubicDownsampling,
     Blur,
@@ -22,5 +22,6 @@ __all__ = [
     "LinearOperator",
     "Mask",
     "MotionBlur",
+    "SpectralOperator",
     "check_adjoint",
 ]

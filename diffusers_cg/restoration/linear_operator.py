@@ -20,12 +20,7 @@ class LinearOperator(ABC):
 
     Args:
         image_shape (`tuple[int, int, int]`, *optional*): (C, H, W) of the images; needed where the adjoint is not overridden.
-
-    Attributes:
-        rtol (`float`): Singular values of at most `rtol` times the largest one count as zero in the pseudo-inverse.
     """
-
-    rtol: float = 1e-3
 
     def __init__(self, image_shape: Sequence[int] | None = None):
         self.image_shape = None if image_shape is None else tuple(image_shape)
@@ -46,30 +41,13 @@ class LinearOperator(ABC):
             zeros = measurement.new_zeros(len(measurement), *self.image_shape).requires_grad_(True)
             return torch.autograd.grad(self.forward(zeros), zeros, measurement, create_graph=wanted)[0]
 
-    def spectral(self, measurement: torch.Tensor, function: SpectralFunction) -> torch.Tensor:
-        """f(A A^T) y = U f(S^2) U^T y, of the measurement's shape, where A = U S V^T is known; see [`has_spectrum`]."""
-        raise NotImplementedError
-
-    @property
-    def has_spectrum(self) -> bool:
-        """Whether the operator knows its singular values."""
-        return type(self).spectral is not LinearOperator.spectral
-
     def pseudo_inverse(self, measurement: torch.Tensor, damping: float = 0.0) -> torch.Tensor:
         """(A^T A + damping I)^-1 A^T y = A^T (A A^T + damping I)^-1 y, (B, C, H, W); at 0 the pseudo-inverse A^+ y.
 
-        Exact where the singular values are known: A A^+ A x differs from A x by at most `rtol` |A| |x|. Else by conjugate
-        gradients, until the gradient of |A x - y|^2 + damping |x|^2 is 1e-5 of that at x = 0 ([`conjugate_gradients`]).
+        By conjugate gradients, until the gradient of |A x - y|^2 + damping |x|^2 is 1e-5 of that at x = 0
+        ([`conjugate_gradients`]), unless a subclass knows better.
         """
-        if not self.has_spectrum:
-            return conjugate_gradients(self, measurement, damping)
-        if damping > 0:
-            return self.adjoint(self.spectral(measurement, lambda s2: 1 / (s2 + damping)))
-        return self.adjoint(self.spectral(measurement, lambda s2: self.where_measured(s2, 1 / s2)))
-
-    def where_measured(self, s2: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """The factors, 0 where the squared singular values `s2` count as zero."""
-        return torch.where(s2 > self.rtol**2 * s2.max(), factor, torch.zeros_like(s2))
+        return conjugate_gradients(self, measurement, damping)
 
     def proximal(self, images: torch.Tensor, measurement: torch.Tensor, damping: float = 0.0) -> torch.Tensor:
         """argmin_x |y - A x|^2 + damping |x - images|^2, (B, C, H, W); at 0 the nearest image of which A x = y."""
@@ -83,6 +61,30 @@ class LinearOperator(ABC):
     def name(self) -> str:
         """What errors call it."""
         return type(self).__name__
+
+
+class SpectralOperator(LinearOperator):
+    """Base of operators whose singular values are known, A = U S V^T: their pseudo-inverse is exact.
+
+    Attributes:
+        rtol (`float`): Singular values of at most `rtol` times the largest one count as zero in the pseudo-inverse.
+    """
+
+    rtol: float = 1e-3
+
+    @abstractmethod
+    def spectral(self, measurement: torch.Tensor, function: SpectralFunction) -> torch.Tensor:
+        """f(A A^T) y = U f(S^2) U^T y, of the measurement's shape."""
+
+    def pseudo_inverse(self, measurement: torch.Tensor, damping: float = 0.0) -> torch.Tensor:
+        """As of [`LinearOperator`]. A A^+ A x differs from A x by at most `rtol` |A| |x|."""
+        if damping > 0:
+            return self.adjoint(self.spectral(measurement, lambda s2: 1 / (s2 + damping)))
+        return self.adjoint(self.spectral(measurement, lambda s2: self.where_measured(s2, 1 / s2)))
+
+    def where_measured(self, s2: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """The factors, 0 where the squared singular values `s2` count as zero."""
+        return torch.where(s2 > self.rtol**2 * s2.max(), factor, torch.zeros_like(s2))
 
 
 class FunctionOperator(LinearOperator):

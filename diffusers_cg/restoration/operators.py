@@ -9,13 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from diffusers_cg.errors import InputError
-from diffusers_cg.restoration.linear_operator import LinearOperator, SpectralFunction
+from diffusers_cg.restoration.linear_operator import SpectralFunction, SpectralOperator
 
 
 logger = logging.getLogger(__name__)
 
 
-class Mask(LinearOperator):
+class Mask(SpectralOperator):
     """Some pixels are known, the others are not: y is the image with zeros in their place.
 
     Args:
@@ -70,7 +70,7 @@ class Mask(LinearOperator):
         return self.forward(measurement)
 
 
-class BoxDownsampling(LinearOperator):
+class BoxDownsampling(SpectralOperator):
     """Means of squares of pixels, (B, C, H / factor, W / factor).
 
     Args:
@@ -93,7 +93,7 @@ class BoxDownsampling(LinearOperator):
         return measurement * function(measurement.new_tensor(self.factor**-2))
 
 
-class Grayscale(LinearOperator):
+class Grayscale(SpectralOperator):
     """One channel, the weighted sum of the colors, (B, 1, H, W).
 
     Args:
@@ -118,7 +118,7 @@ class Grayscale(LinearOperator):
         return measurement * function(self.weights.square().sum().to(measurement))
 
 
-class BicubicDownsampling(LinearOperator):
+class BicubicDownsampling(SpectralOperator):
     """Bicubic downsampling against aliasing, as PIL's and torch's (`antialias=True`): A x = R_H x R_W^T, R = U S V^T.
 
     Args:
@@ -163,7 +163,7 @@ def bicubic_matrix(side: int, factor: int) -> tuple[torch.Tensor, torch.Tensor, 
     return weights.float(), u.float(), s.float()
 
 
-class Blur(LinearOperator):
+class Blur(SpectralOperator):
     """Each channel convolved with a kernel about its middle pixel; images go on at the opposite border (circular).
 
     The singular values are the absolute values of the kernel's Fourier transform. Blur takes nearly all of high frequencies,
@@ -171,7 +171,7 @@ class Blur(LinearOperator):
 
     Args:
         kernel (`torch.Tensor`): (rows, columns), taken as it is.
-        rtol (`float`): As in [`LinearOperator`]; DDNM's by default.
+        rtol (`float`): As in [`SpectralOperator`]; DDNM's by default.
     """
 
     def __init__(self, kernel: torch.Tensor, rtol: float = 0.03):
