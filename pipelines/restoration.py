@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 from diffusers.image_processor import PipelineImageInput
 
 from diffusers_cg.diffusion import Generators
@@ -39,6 +40,10 @@ class RestorationMethod:
     num_inference_steps: int
     eta: float | None
     algorithms: tuple[str, ...] = ("ddpm", "ddim")
+
+    def steps(self, scheduler: SchedulerMixin) -> int:
+        """Steps where a call names none: no more than the unet was trained with."""
+        return min(self.num_inference_steps, scheduler.config.num_train_timesteps)
 
 
 RESTORATION_METHODS = {
@@ -101,7 +106,7 @@ class RestorationMixin:
         if eta is not None and (chosen.eta is None or self.algorithm == "ddpm"):
             raise InputError(f"{method} has no `eta` in this pipeline: leave it out.")
         if num_inference_steps is None:
-            num_inference_steps = min(chosen.num_inference_steps, self.scheduler.config.num_train_timesteps)
+            num_inference_steps = chosen.steps(self.scheduler)
         eta = chosen.eta if eta is None else eta
         if method == "ddnm":
             of_method = {"eta": eta if self.algorithm == "ddim" else None, **of_method}

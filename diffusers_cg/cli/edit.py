@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from diffusers_cg_cli.edited import EditedSettings, label_of_all, open_source, reader, to_work
-from diffusers_cg_cli.shared import Class, SteeredSettings, open_steering
+from diffusers_cg_cli.edited import EditedSettings, label_of, labels_of, open_source, to_work
+from diffusers_cg_cli.shared import Class, SteeredSettings, open_steering, side_of_squares
 
 
 class EditSettings(EditedSettings, SteeredSettings):
@@ -26,15 +26,18 @@ class EditSettings(EditedSettings, SteeredSettings):
     source_class: Class | None = None
     """Label or name of the class that all come from."""
 
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Noise of DDIM's steps, 0 (default) to 1."""
+
     num_inversion_steps: PositiveInt | None = None
     """Steps of the whole way back to noise; as many as --num_inference_steps by default."""
 
 
 def run(settings: EditSettings) -> None:
+    from diffusers_cg.data.images import resize_and_crop
     from diffusers_cg.errors import InputError
     from diffusers_cg.generation import SavedPipeline
     from diffusers_cg.generation.edited_folder import edit_to_folder
-    from diffusers_cg.generation.saved_pipeline import class_labels
     from diffusers_cg.models import DTYPES
 
     scheduler, guidance = open_steering(settings)
@@ -49,28 +52,28 @@ def run(settings: EditSettings) -> None:
         guidance=guidance,
     )
     pipe = saved.load()
-    target = label_of_all(settings, pipe)
+    channels, side = pipe.sample_shape[0], side_of_squares(pipe)
+    target, source = label_of(settings.class_label, pipe), label_of(settings.source_class, pipe)
     if target is None and saved.needed_classes(pipe) is not None:
         raise InputError("--class_label is missing: name the class that images are to be made over in.")
-    source = None if settings.source_class is None else class_labels(pipe, [settings.source_class])[0]
     pipe.prepare_class_labels(source, None, "source_class")  # says what is wrong with it
-    has_classes = pipe.needs_class and not settings.noise and source is None
-    images = open_source(settings, pipe, has_classes)
-    read = reader(images, pipe)
+    images = open_source(settings, pipe, source, needs_classes=pipe.needs_class and not settings.noise)
     saved.check(pipe, None if target is None else [target])
     processes = to_work(settings, pipe)
     call = saved.call(pipe) | {"strength": settings.strength}
+
+    def read(index):
+        return resize_and_crop(images[index].load(channels), side, center_crop=True)
 
     def edit(indices, generators):
         pictures = [read(index) for index in indices]
         labels = None if target is None else [target] * len(indices)
         if settings.noise:
             return pipe(labels, image=pictures, generator=generators, **call).images
-        sources = [images.label(index) if has_classes else source for index in indices]
         return pipe.edit(
             pictures,
             labels,
-            source_labels=None if None in sources else sources,
+            source_labels=labels_of(images, indices),
             num_inversion_steps=settings.num_inversion_steps,
             generator=generators,
             **call,

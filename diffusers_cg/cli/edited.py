@@ -1,17 +1,16 @@
 """What the commands have in common that make a folder of new images of a folder of old ones."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
 from diffusers_cg_cli.shared import BatchSettings, Class, Dtype, GuidedSettings, Scale
 
 
 if TYPE_CHECKING:
     from accelerate import PartialState
-    from PIL import Image
 
     from diffusers_cg.data.folders import FolderImages
     from diffusers_cg.pipelines import ClassifierGuidedPipeline
@@ -33,47 +32,47 @@ class EditedSettings(GuidedSettings, BatchSettings):
     classifier_scale: Scale | None = None
     """Scale of the classifier's guidance, 0 for none; saved by default, 0 beside --guidance."""
 
-    eta: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Noise of DDIM's steps, 0 to 1."""
-
     dtype: Dtype = "fp32"
     """Precision of the networks."""
 
 
-def open_source(settings: EditedSettings, pipe: "ClassifierGuidedPipeline", has_classes: bool) -> "FolderImages":
-    """The images that flags name, each of the class of the model that its subfolder names if it `has_classes`."""
-    from diffusers_cg.data.folders import open_folder
-    from diffusers_cg.generation import BESIDE_SAMPLES
-
-    return open_folder(
-        settings.images,
-        "required" if has_classes else "ignored",
-        known_classes=pipe.class_names,
-        num_classes=pipe.num_classes if pipe.class_names is None else None,
-        leave_out=BESIDE_SAMPLES,
-    )
-
-
-def reader(images: "FolderImages", pipe: "ClassifierGuidedPipeline") -> "Callable[[int], Image.Image]":
-    """Reads an image by its number, resized and cropped in the middle as for training.
-
-    Raises:
-        InputError: if the model's images are not square.
-    """
-    from diffusers_cg.data.images import resize_and_crop
-    from diffusers_cg.errors import InputError
-
-    channels, height, width = pipe.sample_shape
-    if height != width:
-        raise InputError(f"Images are cropped to squares, but those of this model are {width}x{height}.")
-    return lambda index: resize_and_crop(images[index].load(channels), height, center_crop=True)
-
-
-def label_of_all(settings: EditedSettings, pipe: "ClassifierGuidedPipeline") -> int | None:
-    """The class that a flag names."""
+def label_of(named: int | str | None, pipe: "ClassifierGuidedPipeline") -> int | None:
+    """The label of a class that a flag names, if it does."""
     from diffusers_cg.generation.saved_pipeline import class_labels
 
-    return None if settings.class_label is None else class_labels(pipe, [settings.class_label])[0]
+    return None if named is None else class_labels(pipe, [named])[0]
+
+
+def open_source(
+    settings: EditedSettings, pipe: "ClassifierGuidedPipeline", label_of_all: int | None, needs_classes: bool
+) -> "FolderImages":
+    """The images that flags name, each of the class `label_of_all` or, if classes are needed, of that which its subfolder names."""
+    import numpy as np
+
+    from diffusers_cg.data.folders import open_folder
+    from diffusers_cg.generation import BESIDE_SAMPLES
+    from diffusers_cg.generation.sample_folder import is_by_label
+
+    known_classes, num_classes = pipe.class_names, pipe.num_classes
+    if num_classes is not None and is_by_label(settings.images):
+        known_classes = list(map(str, range(num_classes)))
+    images = open_folder(
+        settings.images,
+        "required" if needs_classes and label_of_all is None else "ignored",
+        known_classes=known_classes,
+        num_classes=num_classes if known_classes is None else None,
+        leave_out=BESIDE_SAMPLES,
+    )
+    if label_of_all is not None:
+        images.labels = np.full(len(images), label_of_all)
+    return images
+
+
+def labels_of(images: "FolderImages", indices: Sequence[int] | None = None) -> list[int] | None:
+    """The labels of some images, or of all; None if they have none."""
+    if images.labels is None:
+        return None
+    return (images.labels if indices is None else images.labels[indices]).tolist()
 
 
 def to_work(settings: EditedSettings, pipe: "ClassifierGuidedPipeline") -> "PartialState":

@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from diffusers_cg_cli.edited import EditedSettings, label_of_all, open_source, reader, to_work
-from diffusers_cg_cli.shared import open_guidance
+from diffusers_cg_cli.edited import EditedSettings, label_of, labels_of, open_source, to_work
+from diffusers_cg_cli.shared import open_guidance, side_of_squares
 
 
 class InpaintSettings(EditedSettings):
@@ -42,20 +42,23 @@ def run(settings: InpaintSettings) -> None:
         settings.num_inference_steps,
         settings.classifier_scale,
         DTYPES[settings.dtype],
-        settings.eta,
         guidance=open_guidance(settings),
     )
     pipe = saved.load(ClassifierGuidedInpaintPipeline)
-    target = label_of_all(settings, pipe)
-    has_classes = target is None and saved.needed_classes(pipe) is not None
-    images = open_source(settings, pipe, has_classes)
-    masks, read = files_beside(images, settings.masks), reader(images, pipe)
-    saved.check(pipe, images.labels.tolist() if has_classes else None if target is None else [target])
+    channels, side = pipe.sample_shape[0], side_of_squares(pipe)
+    target = label_of(settings.class_label, pipe)
+    images = open_source(settings, pipe, target, needs_classes=saved.needed_classes(pipe) is not None)
+    masks = files_beside(images, settings.masks)
+    saved.check(pipe, labels_of(images))
     processes = to_work(settings, pipe)
-    call = saved.call(pipe) | {word: getattr(settings, word) for word in ("method", "jump_length", "jump_n_sample")}
+    of_method = {word: getattr(settings, word) for word in ("method", "jump_length", "jump_n_sample")}
+    call = saved.call(pipe) | of_method
+
+    def read(index):
+        return resize_and_crop(images[index].load(channels), side, center_crop=True)
 
     def read_mask(index):
-        return resize_and_crop(load_image(masks[index], 1), pipe.sample_shape[-1], center_crop=True)
+        return resize_and_crop(load_image(masks[index], 1), side, center_crop=True)
 
     def before(index):
         image = read(index)
@@ -66,17 +69,14 @@ def run(settings: InpaintSettings) -> None:
         return image
 
     def fill(indices, generators):
-        labels = [images.label(index) if has_classes else target for index in indices]
         return pipe(
             [read(index) for index in indices],
             [read_mask(index) for index in indices],
-            None if None in labels else labels,
+            labels_of(images, indices),
             generator=generators,
             **call,
         ).images
 
-    words = ("method", "jump_length", "jump_n_sample")
-    follow_from = {"class_label": target, **{word: getattr(settings, word) for word in words}}
-    follow_from["base"] = saved.settings(pipe)
+    follow_from = {"class_label": target, **of_method, "base": saved.settings(pipe)}
     edit_to_folder(settings.output, images, fill, before, follow_from, settings.seed, settings.batch_size)
     processes.print(f"Saved {settings.output}.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from diffusers_cg_cli.shared import BatchSettings, ImageSettings
+from diffusers_cg_cli.shared import BatchSettings, ImageSettings, side_of_squares
 
 
 if TYPE_CHECKING:
@@ -45,19 +45,17 @@ def run(settings: NLLSettings) -> None:
     from diffusers_cg.errors import InputError
     from diffusers_cg.evaluation.bits_per_dimension import bits_per_dimension_to_folder
     from diffusers_cg.generation import BESIDE_SAMPLES, SavedPipeline, resolve_device
-    from diffusers_cg.generation.sample_folder import SETTINGS_FILE
+    from diffusers_cg.generation.sample_folder import is_by_label
 
     pipe = SavedPipeline(settings.model).load().to(resolve_device(settings.device))
     unet, scheduler = pipe.unet, pipe.scheduler
-    channels, height, width = pipe.sample_shape
-    if height != width:
-        raise InputError(f"Images are cropped to squares, but those of this model are {width}x{height}.")
+    channels, side = pipe.sample_shape[0], side_of_squares(pipe)
     steps = settings.num_inference_steps or scheduler.config.num_train_timesteps
     diffusion = GaussianDiffusion.from_scheduler(scheduler, resolve_timesteps(scheduler, steps, None))
 
     num_classes, known_classes = unet.config.num_class_embeds, unet.config.class_names
-    if pipe.is_conditional and (Path(settings.data) / SETTINGS_FILE).is_file():
-        known_classes = list(map(str, range(num_classes)))  # `sample` names its folders by labels
+    if pipe.is_conditional and is_by_label(Path(settings.data)):
+        known_classes = list(map(str, range(num_classes)))
     images = open_images(
         settings.data,
         "required" if pipe.is_conditional else "ignored",
@@ -82,7 +80,7 @@ def run(settings: NLLSettings) -> None:
     def batches():
         for start in range(0, len(images), settings.batch_size):
             batch = [images[index] for index in range(start, min(start + settings.batch_size, len(images)))]
-            pictures = [resize_and_crop(stored.load(channels), height, center_crop=True) for stored in batch]
+            pictures = [resize_and_crop(stored.load(channels), side, center_crop=True) for stored in batch]
             class_labels = [stored.label for stored in batch] if pipe.is_conditional else None
             yield (
                 torch.stack([to_tensor(picture) for picture in pictures]).to(unet.device),

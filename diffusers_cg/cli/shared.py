@@ -10,6 +10,7 @@ from diffusers_cg_cli.settings import Settings
 
 if TYPE_CHECKING:
     from diffusers_cg.generation import GuidanceFile, SchedulerChoice
+    from diffusers_cg.pipelines import ClassifierGuidedPipeline
 
 
 Dtype = Literal["fp32", "fp16", "bf16"]
@@ -112,3 +113,17 @@ def open_guidance(settings: GuidedSettings) -> "GuidanceFile | None":
     from diffusers_cg.generation import GuidanceFile
 
     return None if settings.guidance is None else GuidanceFile(settings.guidance)
+
+
+def side_of_squares(pipe: "ClassifierGuidedPipeline") -> int:
+    """Side of the model's images, to which others are resized and cropped as for training.
+
+    Raises:
+        InputError: if they are not square.
+    """
+    from diffusers_cg.errors import InputError
+
+    _, height, width = pipe.sample_shape
+    if height != width:
+        raise InputError(f"Images are cropped to squares, but those of this model are {width}x{height}.")
+    return height

@@ -16,7 +16,7 @@ from diffusers_cg.data.folders import FolderImages
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError
-from diffusers_cg.generation.generate import GRID_IMAGES, MAX_TILE, MIN_TILE, start_processes
+from diffusers_cg.generation.generate import GRID_IMAGES, MAX_TILE, MIN_TILE, batches_to_draw, start_processes
 from diffusers_cg.generation.sample_folder import GRID_FILE, SampleFolder
 
 
@@ -87,9 +87,8 @@ def edit_to_folder(
     processes = start_processes()
     is_main = processes.is_main_process
     missing = folder.missing(listed)
+    batches = batches_to_draw([listed[i : i + batch_size] for i in range(0, len(listed), batch_size)], folder)
     processes.wait_for_everyone()  # all have seen the same
-    batches = [listed[first : first + batch_size] for first in range(0, len(listed), batch_size)]
-    batches = [batch for batch in batches if not missing.isdisjoint(batch)]
     own = batches[processes.process_index :: processes.num_processes]
     with tqdm(total=sum(map(len, own)), unit="image", disable=not is_main) as progress_bar:
         for batch in own:

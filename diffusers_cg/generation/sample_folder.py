@@ -222,6 +222,12 @@ class SampleFolder:
         return self.path / f".{name}"
 
 
+def is_by_label(path: Path) -> bool:
+    """Whether a folder is one that `sample` wrote, whose subfolders are called by their labels, whatever the classes' names."""
+    file = path / SETTINGS_FILE
+    return file.is_file() and "random_classes" in read_json(file)  # which no edited folder has
+
+
 def cost_in_words(evaluations: dict[str, dict[str, int]]) -> str:
     """What an image has cost, as a sentence; nothing where that is not known."""
     words = {"unet": "of the unet", "classifier": "of a classifier", "backward": "backward"}

@@ -116,6 +116,23 @@ def test_commands_draw_what_calls_do(root, call):
     assert settings["operator"] == {"name": "BoxDownsampling", "factor": 2} and settings["method"] == "diffpir"
 
 
+def test_restore_says_how_many_steps_it_took(root, call):
+    call(["restore", "--operator", "BoxDownsampling", "factor=2"], images="small", model="plain")
+    assert json.loads((call.output / "sampling.json").read_text())["base"]["num_inference_steps"] == 100
+
+
+def test_folders_that_sample_wrote_are_called_by_labels_not_by_names(root, call, tmp_path):
+    assert NAMES.index("3") == 4
+    write_images(tmp_path / "samples", 8, ["3/00000.png"])
+    made = {}
+    for output, argv in (("names", []), ("label 3", ["--class_label", 3]), ("labels", [])):
+        if output == "labels":
+            (tmp_path / "samples" / "sampling.json").write_text('{"random_classes": false}')
+        call([*INPAINT, "--masks", root / "mask.png", *argv], output=output, images=tmp_path / "samples")
+        made[output] = pixels(tmp_path / output)["3/00000.png"]
+    assert np.array_equal(made["labels"], made["label 3"]) and not np.array_equal(made["names"], made["label 3"])
+
+
 def test_an_unconditional_model_needs_no_class(call):
     for command, images in (([*INPAINT, "--masks", "mask.png"], "images"), (RESTORE, "small")):
         call(command, images=images, model="plain", output=command[0])
