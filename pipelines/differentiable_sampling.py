@@ -56,8 +56,9 @@ def with_gradient(move: Move, networks: list[nn.Module], generator: Generators, 
 
 @contextmanager
 def evaluated(networks: list[nn.Module]) -> Iterator[None]:
-    """[`evaluating`] of several."""
+    """[`evaluating`] of several; compiled ones go without, since their gradients have no gradient."""
     with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         for network in networks:
             stack.enter_context(evaluating(network))
         yield

@@ -23,6 +23,7 @@ from diffusers_cg.data.files import atomic_update
 from diffusers_cg.diffusion import GaussianDiffusion, TimestepSampler, seeded_generator
 from diffusers_cg.errors import InputError
 from diffusers_cg.hub.publishing import check_push, push_folder
+from diffusers_cg.models import warn_of_emulation
 from diffusers_cg.models.fine_tuning import load_weights
 from diffusers_cg.training import trackers
 from diffusers_cg.training.best import Best
@@ -533,6 +534,8 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would ignore it
         raise InputError("--mixed_precision fp16 needs a GPU: on a CPU pass bf16, or no.")
+    if accelerator.mixed_precision == "bf16":
+        warn_of_emulation(accelerator.device.type, torch.bfloat16)
     if settings.use_ema and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise InputError(
             f"--use_ema averages whole weights, which {accelerator.distributed_type.value} may split: pass --no-use_ema."

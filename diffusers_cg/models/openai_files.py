@@ -454,6 +454,7 @@ class OpenAICheckpointMixin:
         model._unread = checkpoint
         if read:
             model.load_state_dict(dict(model._converted()), assign=True)
+            model.lay_out_weights()
             model._unread = None
         return model.eval()
 
