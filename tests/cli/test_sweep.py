@@ -168,7 +168,8 @@ def test_an_unconditional_unet_draws_the_same_images_at_every_scale(sweep, tmp_p
 def test_statistics_alone_as_a_reference(sweep, given, tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "statistics.npz", mu=rng.normal(size=6), sigma=np.eye(6))
-    sweep("--samplers", "ddim:2", "--scales", 0, "--num_samples", 4, "--reference", tmp_path / "statistics.npz")
+    flags = ["--samplers", "ddim:2", "--scales", 0, "--num_samples", 4, "--batch_size", "auto"]
+    sweep(*flags, "--reference", tmp_path / "statistics.npz")
     (row,) = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert row["metrics"]["fid"] > 0 and row["metrics"]["precision"] is None
     assert "Precision" not in (tmp_path / "out" / "table.md").read_text()
