@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from diffusers_cg.errors import InputError
 
 
-ON_CPU = 8  # more are drawn no faster there, and a process out of memory is killed, not told
+ON_CPU = 8  # more gain little there, and a process out of memory is killed, not told
 MOST_ON_GPU = 512  # a run that is stopped loses the batch
 
 Item = TypeVar("Item")

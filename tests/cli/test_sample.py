@@ -141,7 +141,7 @@ def _sample_on_what_there_is(argv):
     diffusers_cg_cli.main(argv)
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="on GPUs Accelerate knows processes by itself")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs Accelerate knows processes by itself")
 def test_two_processes_of_torchrun_share_the_work_in_batches_of_sizes_that_they_find(undisturbed, tmp_path):
     flags, expected = undisturbed
     argv = list(map(str, ["sample", *flags, "--batch_size", "auto", "--output", tmp_path / "out"]))
