@@ -82,5 +82,5 @@ def run(settings: EditSettings) -> None:
     words = ("strength", "noise", "num_inversion_steps")
     follow_from = {"class_label": target, "source_class": source, **{word: getattr(settings, word) for word in words}}
     follow_from["base"] = saved.settings(pipe)
-    edit_to_folder(settings.output, images, edit, read, follow_from, settings.seed, settings.batch_size)
+    edit_to_folder(settings.output, images, edit, read, follow_from, settings.seed, settings.batch_size, pipe.device)
     processes.print(f"Saved {settings.output}.")

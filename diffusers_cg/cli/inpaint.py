@@ -78,5 +78,5 @@ def run(settings: InpaintSettings) -> None:
         ).images
 
     follow_from = {"class_label": target, **of_method, "base": saved.settings(pipe)}
-    edit_to_folder(settings.output, images, fill, before, follow_from, settings.seed, settings.batch_size)
+    edit_to_folder(settings.output, images, fill, before, follow_from, settings.seed, settings.batch_size, pipe.device)
     processes.print(f"Saved {settings.output}.")

@@ -77,27 +77,28 @@ def run(settings: NLLSettings) -> None:
         inputs = {} if class_labels is None else {"class_labels": class_labels}
         return unet(sample.to(unet.dtype), timestep, **inputs).sample
 
-    def batches():
-        for start in range(0, len(images), settings.batch_size):
-            batch = [images[index] for index in range(start, min(start + settings.batch_size, len(images)))]
-            pictures = [resize_and_crop(stored.load(channels), side, center_crop=True) for stored in batch]
-            class_labels = [stored.label for stored in batch] if pipe.is_conditional else None
-            yield (
-                torch.stack([to_tensor(picture) for picture in pictures]).to(unet.device),
-                None if class_labels is None else torch.tensor(class_labels, device=unet.device),
-            )
+    def load(numbers):
+        batch = [images[number] for number in numbers]
+        pictures = [resize_and_crop(stored.load(channels), side, center_crop=True) for stored in batch]
+        class_labels = [stored.label for stored in batch] if pipe.is_conditional else None
+        return (
+            torch.stack([to_tensor(picture) for picture in pictures]).to(unet.device),
+            None if class_labels is None else torch.tensor(class_labels, device=unet.device),
+        )
 
     means = bits_per_dimension_to_folder(
         settings.output,
         diffusion,
         model,
-        batches(),
+        load,
         [name_in_report(image, settings.data) for image in images],
         diffusion.clip_range,
         settings.seed,
         model_name=settings.model,
         data_name=images.source,
         image_range=settings.image_range,
+        batch_size=settings.batch_size,
+        device=unet.device,
     )
     print(
         f"{means.bits_per_dimension:.4f} bits per dimension (standard error {means.standard_error:.4f}), "

@@ -85,5 +85,7 @@ def run(settings: RestoreSettings) -> None:
         ).images
 
     follow_from = {"class_label": target, "operator": choice.settings, **of_method, "base": saved.settings(pipe)}
-    edit_to_folder(settings.output, images, restore, read, follow_from, settings.seed, settings.batch_size)
+    edit_to_folder(
+        settings.output, images, restore, read, follow_from, settings.seed, settings.batch_size, pipe.device
+    )
     processes.print(f"Saved {settings.output}.")

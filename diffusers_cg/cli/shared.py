@@ -62,8 +62,8 @@ class BatchSettings(ModelSettings):
     seed: NonNegativeInt = 0
     """What all randomness follows from."""
 
-    batch_size: PositiveInt = 8
-    """Images at once; changes none of them."""
+    batch_size: PositiveInt | Literal["auto"] = 8
+    """Images at once, which changes none of them; auto: as many, up to 512, as the memory of a GPU takes, and 8 on a CPU."""
 
 
 class GuidedSettings(ModelSettings):

@@ -61,6 +61,7 @@ def run(settings: SweepSettings) -> None:
         SampleFolder,
         SavedPipeline,
         SchedulerChoice,
+        SharedNetworks,
         common_classes,
         generate_to_folder,
         resolve_device,
@@ -69,7 +70,7 @@ def run(settings: SweepSettings) -> None:
     from diffusers_cg.models import DTYPES
 
     of_ddim, guidance = open_steering(settings)
-    pipelines = {}
+    pipelines, shared = {}, SharedNetworks()
     for sampler, steps in (text.split(":") for text in settings.samplers):
         if sampler in ("ddpm", "ddim"):
             algorithm, scheduler = sampler, of_ddim if sampler == "ddim" else None
@@ -86,6 +87,7 @@ def run(settings: SweepSettings) -> None:
                 scheduler=scheduler,
                 guidance=guidance,
                 guidance_weight=1.0 if guidance is None else scale,
+                shared=shared,
             )
             pipelines[Cell(saved.steps, int(steps), scale)] = saved
     classes = common_classes(pipelines.values(), settings.classes)

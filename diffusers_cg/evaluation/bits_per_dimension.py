@@ -1,14 +1,16 @@
 """Bits per dimension of a set of images under a model, as a report, its terms and a plot: what `diffusers-cg nll` leaves."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from diffusers_cg.data.batches import in_batches
 from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.diffusion import BitsPerDimension, GaussianDiffusion, bits_per_dimension, seeded_generator
 from diffusers_cg.errors import InputError, import_extra
@@ -45,13 +47,15 @@ def bits_per_dimension_to_folder(
     output_dir: str | Path,
     diffusion: GaussianDiffusion,
     model: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor],
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor | None]],
+    load: Callable[[Sequence[int]], tuple[torch.Tensor, torch.Tensor | None]],
     image_names: Sequence[str],
     clip_range: float | None = 1.0,
     seed: int = 0,
     model_name: str = "",
     data_name: str = "",
     image_range: list[float] | None = None,
+    batch_size: int | Literal["auto"] = 8,
+    device: str | torch.device = "cpu",
 ) -> MeanBitsPerDimension:
     """Measures the variational bound of images, all timesteps of each, into `nll.json`, `terms.npz` and `nll.png`.
 
@@ -63,12 +67,14 @@ def bits_per_dimension_to_folder(
         diffusion (`GaussianDiffusion`): The process, over all timesteps or a subset of them.
         model (callable): What the network says of x_t (B, C, H, W) at timesteps (B,) int64 with class labels (B,) or
             None; see [`bits_per_dimension`].
-        batches (iterable): All images in order: 8-bit ones in [-1, 1], (B, C, H, W) float32, on the model's device, and
-            their class labels (B,) int64, or None.
+        load (callable): The images of these numbers: 8-bit ones in [-1, 1], (B, C, H, W) float32, on the model's device,
+            and their class labels (B,) int64, or None.
         image_names (sequence of `str`): What the images are called, (N,).
         clip_range (`float`, *optional*): Bound on the absolute value of predicted clean images; None for no clipping.
         seed (`int`): At least 0.
         model_name, data_name (`str`), image_range (`list[float]`): What `nll.json` says of the model and the images.
+        batch_size (`int` or `"auto"`): Images at once, at least 1; see [`in_batches`].
+        device (`str` or `torch.device`): The model's.
 
     Raises:
         InputError: if the seed is negative or there are no images; nothing has been computed by then.
@@ -81,20 +87,22 @@ def bits_per_dimension_to_folder(
         raise InputError("There are no images to measure.")
     import_extra("matplotlib.figure", "eval")  # before hours of work, not after
     with atomic_directory(output_dir, replaces=MEANS_FILE) as directory:
-        parts, start, timesteps = [], 0, diffusion.timesteps
+        parts, timesteps = [], diffusion.timesteps
         with tqdm(total=len(image_names) * len(timesteps), desc="Bits per dimension", unit="term") as bar:
-            for clean_images, class_labels in batches:
 
-                def labelled(
-                    sample: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor | None = class_labels
-                ) -> torch.Tensor:
+            def measure(numbers: Sequence[int]) -> BitsPerDimension:
+                clean_images, class_labels = load(numbers)
+
+                def labelled(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+                    output = model(sample, timestep, class_labels)
                     bar.update(len(sample))
-                    return model(sample, timestep, labels)
+                    return output
 
-                generators = [seeded_generator(seed, start + i) for i in range(len(clean_images))]
-                part = bits_per_dimension(diffusion, labelled, clean_images, generators, clip_range)
+                generators = [seeded_generator(seed, number) for number in numbers]
+                return bits_per_dimension(diffusion, labelled, clean_images, generators, clip_range)
+
+            for _, part in in_batches(range(len(image_names)), measure, batch_size, device, bar):
                 parts.append({name: tensor.cpu() for name, tensor in vars(part).items()})
-                start += len(clean_images)
         terms = BitsPerDimension(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
         total = terms.total.double()
         means = MeanBitsPerDimension(

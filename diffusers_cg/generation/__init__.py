@@ -9,7 +9,7 @@ from diffusers_cg.generation.sample_folder import (
     cost_in_words,
     images_to_draw,
 )
-from diffusers_cg.generation.saved_pipeline import SavedPipeline, common_classes
+from diffusers_cg.generation.saved_pipeline import SavedPipeline, SharedNetworks, common_classes
 from diffusers_cg.generation.scheduler_choice import SchedulerChoice
 
 
@@ -20,6 +20,7 @@ __all__ = [
     "SampleFolder",
     "SavedPipeline",
     "SchedulerChoice",
+    "SharedNetworks",
     "common_classes",
     "cost_in_words",
     "draw_images",

@@ -4,19 +4,20 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from diffusers_cg.data.batches import in_batches
 from diffusers_cg.data.files import list_files
 from diffusers_cg.data.folders import FolderImages
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.errors import InputError
-from diffusers_cg.generation.generate import GRID_IMAGES, MAX_TILE, MIN_TILE, batches_to_draw, start_processes
+from diffusers_cg.generation.generate import GRID_IMAGES, MAX_TILE, MIN_TILE, batches_to_draw, shares, start_processes
 from diffusers_cg.generation.sample_folder import GRID_FILE, SampleFolder
 
 
@@ -48,7 +49,8 @@ def edit_to_folder(
     before: Callable[[int], Image.Image],
     settings: dict[str, Any],
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | Literal["auto"] = 8,
+    device: str | torch.device = "cpu",
 ) -> None:
     """Makes all images of a folder anew: a PNG file for each, of the same name, and some beside what they were in `grid.png`.
 
@@ -62,7 +64,8 @@ def edit_to_folder(
         before (callable): The image of this number as it was, to be shown.
         settings (`dict`): What the new images follow from beside the seed, the images and their names.
         seed (`int`): At least 0.
-        batch_size (`int`): Images at once in each process, at least 1.
+        batch_size (`int` or `"auto"`): Images at once in each process, at least 1; see [`in_batches`].
+        device (`str` or `torch.device`): Where `edit` works.
 
     Raises:
         InputError, NotADirectoryError: with one sentence; nothing has been computed by then.
@@ -87,13 +90,16 @@ def edit_to_folder(
     processes = start_processes()
     is_main = processes.is_main_process
     missing = folder.missing(listed)
-    batches = batches_to_draw([listed[i : i + batch_size] for i in range(0, len(listed), batch_size)], folder)
+    batches = batches_to_draw(shares(listed, batch_size), folder)
     processes.wait_for_everyone()  # all have seen the same
-    own = batches[processes.process_index :: processes.num_processes]
-    with tqdm(total=sum(map(len, own)), unit="image", disable=not is_main) as progress_bar:
-        for batch in own:
-            made = edit([image.index for image in batch], [image.generator(seed) for image in batch])
-            if is_main and batch is own[0]:  # the first call has found nothing wrong with its input
+    own = [image for batch in batches[processes.process_index :: processes.num_processes] for image in batch]
+
+    def work(batch: Sequence[ImageToEdit]) -> list[Image.Image]:
+        return edit([image.index for image in batch], [image.generator(seed) for image in batch])
+
+    with tqdm(total=len(own), unit="image", disable=not is_main) as progress_bar:
+        for batch, made in in_batches(own, work, batch_size, device, progress_bar):
+            if is_main and batch[0] is own[0]:  # the first call has found nothing wrong with its input
                 folder.write_settings(settings, {})
             for picture, image in zip(made, batch):
                 if image in missing:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -15,6 +15,7 @@ from accelerate.utils import parse_flag_from_env
 from PIL import Image
 from tqdm.auto import tqdm
 
+from diffusers_cg.data.batches import in_batches
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.data.images import to_uint8
 from diffusers_cg.errors import InputError
@@ -54,19 +55,6 @@ def draw_images(
     Yields:
         `.images` of each call, as its `output_type` says.
     """
-    for output in draw_batches(pipe, class_labels, generators, batch_size, low_res, **call):
-        yield output.images
-
-
-def draw_batches(
-    pipe: ClassifierGuidedPipeline,
-    class_labels: Sequence[int | None],
-    generators: torch.Generator | Iterable[torch.Generator],
-    batch_size: int,
-    low_res: Iterable | None = None,
-    **call: Any,
-) -> Iterator[GuidedImagePipelineOutput]:
-    """As [`draw_images`], but yields all that each call returns."""
     generators = generators if isinstance(generators, torch.Generator) else iter(generators)
     low_res = None if low_res is None else iter(low_res)
     for first in range(0, len(class_labels), batch_size):
@@ -78,7 +66,7 @@ def draw_batches(
             generator=generators if isinstance(generators, torch.Generator) else list(islice(generators, size)),
             **of_batch,
             **call,
-        )
+        ).images
 
 
 def generate_to_folder(
@@ -89,7 +77,7 @@ def generate_to_folder(
     classes: Sequence[int | str] | None = None,
     random_classes: bool = False,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: int | Literal["auto"] = 8,
     png: bool = True,
     npz: bool = False,
     device: str | None = None,
@@ -116,7 +104,7 @@ def generate_to_folder(
             all that the models know where they need labels, by default.
         random_classes (`bool`): Draw the class of every image, uniformly, instead of taking turns.
         seed (`int`): At least 0.
-        batch_size (`int`): Images at once in each process, at least 1.
+        batch_size (`int` or `"auto"`): Images at once in each process, at least 1; see [`in_batches`].
         png (`bool`): Leave a file per image.
         npz (`bool`): Leave `samples.npz`, in the reference's layout: `arr_0` (N, H, W, C) uint8 and, with classes,
             `arr_1` (N,) int64.
@@ -125,9 +113,11 @@ def generate_to_folder(
     Raises:
         InputError, NotADirectoryError: with one sentence; nothing has been computed by then.
     """
-    for name, value, least in (("seed", seed, 0), ("batch_size", batch_size, 1), ("num_samples", num_samples, 1)):
+    for name, value, least in (("seed", seed, 0), ("num_samples", num_samples, 1)):
         if value < least:
             raise InputError(f"`{name}` must be at least {least}, got {value}.")
+    if batch_size != "auto" and (isinstance(batch_size, str) or batch_size < 1):
+        raise InputError(f'`batch_size` must be at least 1, or "auto", got {batch_size!r}.')
     if not (png or npz):
         raise InputError("Neither `png` nor `npz`: there would be nothing left of the samples.")
     processes = start_processes()
@@ -182,7 +172,7 @@ def generate_to_folder(
     if png or not folder.holds_npz(num_samples):
         if processes.is_main_process:
             folder.write_settings(settings, evaluations)
-        batches = batches_to_draw([images[i : i + batch_size] for i in range(0, len(images), batch_size)], folder)
+        batches = batches_to_draw(shares(images, batch_size), folder)
         draw = partial(draw_stage, batches, batch_size, seed, processes, device, note_cost)
         if upsampler is None:
             draw(0, base, pipe, folder)
@@ -203,15 +193,21 @@ def generate_to_folder(
     processes.wait_for_everyone()
 
 
-def batches_to_draw(batches: list[list[ImageToDraw]], folder: SampleFolder) -> list[list[ImageToDraw]]:
+def shares(images: Sequence[ImageToDraw], batch_size: int | Literal["auto"]) -> list[Sequence[ImageToDraw]]:
+    """What is given out to processes: batches, or single images for each to make batches of a size that it finds."""
+    size = 1 if batch_size == "auto" else batch_size
+    return [images[first : first + size] for first in range(0, len(images), size)]
+
+
+def batches_to_draw(batches: list[Sequence[ImageToDraw]], folder: SampleFolder) -> list[Sequence[ImageToDraw]]:
     """The batches of which images are missing: drawn whole, for their images to have the company that they would have had."""
     missing = folder.missing([image for batch in batches for image in batch])
     return [batch for batch in batches if not missing.isdisjoint(batch)]
 
 
 def draw_stage(
-    batches: list[list[ImageToDraw]],
-    batch_size: int,
+    batches: list[Sequence[ImageToDraw]],
+    batch_size: int | Literal["auto"],
     seed: int,
     processes: PartialState,
     device: torch.device,
@@ -230,19 +226,25 @@ def draw_stage(
     is_main = processes.is_main_process
     pipe.to(device).set_progress_bar_config(desc="steps", leave=False, disable=not is_main)
     total = sum(len(batch) for batch in batches)
-    remaining = iter(images)
-    with tqdm(total=total, desc=STAGES[stage], unit="image", disable=not is_main) as progress_bar:
-        for output in draw_batches(
-            pipe,
-            [image.class_label for image in images],
-            (image.generator(seed, stage) for image in images),
-            batch_size,
-            None if low_res_folder is None else (low_res_folder.read(image) for image in images),
+    call = saved.call(pipe)
+
+    def draw(batch: Sequence[ImageToDraw]) -> GuidedImagePipelineOutput:
+        labels = [image.class_label for image in batch]
+        of_batch = {"batch_size": len(batch)}
+        if low_res_folder is not None:
+            of_batch = {"image": [low_res_folder.read(image) for image in batch]}
+        return pipe(
+            class_labels=None if None in labels else labels,
+            generator=[image.generator(seed, stage) for image in batch],
             output_type="latent",
-            **saved.call(pipe),
-        ):
+            **of_batch,
+            **call,
+        )
+
+    with tqdm(total=total, desc=STAGES[stage], unit="image", disable=not is_main) as progress_bar:
+        for batch, output in in_batches(images, draw, batch_size, device, progress_bar):
             note_cost(stage, output.evaluations)  # before images, so that a folder with images says it
-            for pixels, image in zip(to_uint8(output.images), remaining):
+            for image, pixels in zip(batch, to_uint8(output.images)):
                 if image in missing:
                     folder.save(image, pixels)
             # the other processes are taken to be as far
@@ -288,8 +290,11 @@ def check_fit(pipe: ClassifierGuidedPipeline, demands: dict[str, Any]) -> None:
 
 def start_processes() -> PartialState:
     """This process among those that a launcher started; the first call connects them."""
+    # on a CPU Accelerate takes processes that torchrun started for strangers, which each draw all, unless it is told
+    has_gpu = getattr(torch, "accelerator", torch.cuda).is_available()  # torch.accelerator is newer than PyTorch 2.4
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not has_gpu
     # one may wait for another's stage for longer than the half hour after which PyTorch gives up
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=7))
+    return PartialState(cpu=cpu, timeout=timedelta(days=7))
 
 
 def resolve_device(device: str | None) -> torch.device:

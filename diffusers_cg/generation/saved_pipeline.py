@@ -32,6 +32,21 @@ PIPELINES = {"ddpm": ClassifierGuidedDDPMPipeline, "ddim": ClassifierGuidedDDIMP
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+class SharedNetworks:
+    """The networks of a saved pipeline, for several ways to draw from it: loaded by the first, and kept in memory for all."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, ModelMixin] = {}
+        self._fingerprints: dict[str, str] = {}
+
+    def fingerprint(self, pipe: ClassifierGuidedPipeline) -> str:
+        """As [`fingerprint`], of a pipeline of these networks; computed once for each scheduler, which it covers, too."""
+        scheduler = json.dumps(pipe.scheduler.config, sort_keys=True, default=str)
+        if scheduler not in self._fingerprints:
+            self._fingerprints[scheduler] = fingerprint(pipe)
+        return self._fingerprints[scheduler]
+
+
 @dataclass(frozen=True)
 class SavedPipeline:
     """A saved pipeline, and how to draw from it: what stands in `sampling.json`.
@@ -46,6 +61,7 @@ class SavedPipeline:
         scheduler ([`SchedulerChoice`], *optional*): In place of the saved one, for the same algorithm.
         guidance ([`GuidanceFile`], *optional*): In place of the classifier's, or beside it if a `classifier_scale` is given.
         guidance_weight (`float`): How far that guidance goes; at 0 it has no part in anything.
+        shared ([`SharedNetworks`], *optional*): Those that others of the same path and dtype draw with, too.
     """
 
     path: str
@@ -60,6 +76,7 @@ class SavedPipeline:
     scheduler: SchedulerChoice | None = None
     guidance: GuidanceFile | None = None
     guidance_weight: float = 1.0
+    shared: SharedNetworks | None = None
 
     @property
     def steps(self) -> str:
@@ -67,7 +84,9 @@ class SavedPipeline:
         return self.algorithm if self.scheduler is None else self.scheduler.name
 
     def load(self, pipeline_class: type[ClassifierGuidedPipeline] | None = None) -> ClassifierGuidedPipeline:
-        """The pipeline, which draws from noise, on the CPU; as one of `pipeline_class`, or else of its algorithm's.
+        """The pipeline, which draws from noise; as one of `pipeline_class`, or else of its algorithm's.
+
+        It is on the CPU unless its networks are shared ones, which are where they were.
 
         Raises:
             InputError: if there is none, or it upsamples.
@@ -100,13 +119,16 @@ class SavedPipeline:
 
     def _load(self, pipeline_class: type[ClassifierGuidedPipeline]) -> ClassifierGuidedPipeline:
         check_path(self.path)
+        shared = {} if self.shared is None else self.shared.by_name
         try:
-            return pipeline_class.from_pretrained(self.path, dtype=self.dtype)
+            pipe = pipeline_class.from_pretrained(self.path, dtype=self.dtype, **shared)
         except InputError:
             raise
         # diffusers' own, of a folder or repository that holds something else
         except (ValueError, NotImplementedError) as error:
             raise InputError(f"{self.path} does not load as a {pipeline_class.__name__}: {error}") from error
+        shared.update((name, part) for name, part in pipe.components.items() if isinstance(part, ModelMixin))
+        return pipe
 
     @property
     def options(self) -> dict[str, Any]:
@@ -173,7 +195,7 @@ class SavedPipeline:
             **({} if self.scheduler is None else {"scheduler": self.scheduler.settings}),
             **({} if self.guidance is None else {"guidance": self.guidance.settings}),
             **({} if self.guidance_weight == 1 else {"guidance_weight": self.guidance_weight}),
-            "components": fingerprint(pipe),
+            "components": fingerprint(pipe) if self.shared is None else self.shared.fingerprint(pipe),
         }
 
 

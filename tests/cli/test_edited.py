@@ -76,11 +76,12 @@ def test_new_images_have_the_names_of_the_old_and_do_not_depend_on_their_batch(n
     assert sorted(made) == ["cat/a.png", "cat/b.png", "owl/d.png", "owl/nested/c.png"]
     assert all(image.shape == (8, 8, 3) and image.std() > 0 for image in made.values())
     assert Image.open(call.output / "grid.png").width > 200
-    (call.output / "owl" / "d.png").unlink()
     before = (call.output / "cat" / "a.png").stat().st_mtime_ns
-    call(command, "--batch_size", 1, images=images)  # goes on
-    assert (call.output / "cat" / "a.png").stat().st_mtime_ns == before
-    assert np.abs(pixels(call.output)["owl/d.png"].astype(int) - made["owl/d.png"]).max() <= 1
+    for batch_size in (1, "auto"):
+        (call.output / "owl" / "d.png").unlink()
+        call(command, "--batch_size", batch_size, images=images)  # goes on
+        assert (call.output / "cat" / "a.png").stat().st_mtime_ns == before
+        assert np.abs(pixels(call.output)["owl/d.png"].astype(int) - made["owl/d.png"]).max() <= 1
 
 
 def test_each_image_is_inpainted_as_of_the_class_of_its_folder_and_keeps_what_is_known(root, call):

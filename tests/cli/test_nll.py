@@ -112,7 +112,7 @@ def test_fewer_timesteps_labels_and_batches(nll, saved, data, tmp_path):
     settings.set_timesteps(4)
     diffusion = GaussianDiffusion.from_scheduler(settings, settings.timesteps)
     bits = expected(saved, "conditional", diffusion, seed=3, class_labels=torch.arange(5))
-    for batch_size in (5, 2):
+    for batch_size in (5, 2, "auto"):
         nll("conditional", data, "--num_inference_steps", 4, "--seed", 3, "--batch_size", batch_size)
         assert_terms(terms(tmp_path), bits)
         assert terms(tmp_path)["timesteps"].tolist() == settings.timesteps.tolist()

@@ -136,6 +136,22 @@ def test_killed_and_started_again_leaves_what_an_undisturbed_run_does(undisturbe
     assert contents(tmp_path / "out") == expected
 
 
+def _sample_on_what_there_is(argv):
+    del os.environ["ACCELERATE_USE_CPU"]
+    diffusers_cg_cli.main(argv)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs Accelerate knows processes by itself")
+def test_two_processes_of_torchrun_share_the_work_in_batches_of_sizes_that_they_find(undisturbed, tmp_path):
+    flags, expected = undisturbed
+    argv = list(map(str, ["sample", *flags, "--batch_size", "auto", "--output", tmp_path / "out"]))
+    ended = run_together(_sample_on_what_there_is, argv, num_processes=2, logs=tmp_path)
+    assert [process.status for process in ended] == [0, 0], ended
+    assert "batches of 5" in ended[0].output  # of 10 images
+    assert contents(tmp_path / "out").keys() == expected.keys()
+    assert contents(tmp_path / "out")["sampling.json"] == expected["sampling.json"]
+
+
 def test_two_processes_leave_what_one_does(undisturbed, tmp_path):
     flags, expected = undisturbed
     argv = list(map(str, ["sample", *flags, "--output", tmp_path / "out"]))

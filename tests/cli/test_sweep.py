@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -10,9 +11,9 @@ import tiny
 import tiny_extractor
 from PIL import Image
 from processes import Signal, run_cli, run_here
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_pre_hook, register_module_module_registration_hook
 
-from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDPMPipeline
+from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDPMPipeline, NoisyClassifierModel
 from diffusers_cg.data import open_images
 from diffusers_cg.evaluation import evaluate
 from diffusers_cg.generation import BESIDE_SAMPLES
@@ -96,6 +97,34 @@ def test_goes_on_with_more_scales_and_samples_and_measures_anew_with_another_ext
     handle.remove()
 
 
+def test_loads_networks_once_for_all_cells_and_says_of_them_what_sample_does(sweep, given, tmp_path):
+    made = []
+
+    def note(module, name, _):
+        if name == "conv_in" and isinstance(module, (ADMUNet2DModel, NoisyClassifierModel)):
+            made.append(type(module))
+
+    (tmp_path / "guidance.yaml").write_text(f"guidance: ClassifierGuidance\nclassifier: {given / 'unconditional'}")
+    handle = register_module_module_registration_hook(note)
+    sweep(*FLAGS, "--samplers", "ddpm:3", "ddim:2", "ddim:3", "DPMSolverMultistepScheduler:2")
+    assert sorted(made, key=str) == [ADMUNet2DModel, NoisyClassifierModel]
+    shutil.move(tmp_path / "out", tmp_path / "classifier")
+    made.clear()
+    sweep(*FLAGS, "--guidance", tmp_path / "guidance.yaml")
+    assert sorted(made, key=str) == [ADMUNet2DModel, NoisyClassifierModel, NoisyClassifierModel]
+    handle.remove()
+    for sampler, cell in {
+        ("--sampler", "ddpm"): "ddpm_3",
+        ("--sampler", "ddim"): "ddim_3",
+        ("--scheduler", "DPMSolverMultistepScheduler"): "DPMSolverMultistepScheduler_2",
+    }.items():
+        flags = ["--model", given / "model", "--classes", *range(5), "--num_samples", 6, *sampler]
+        output = tmp_path / "classifier" / cell / "scale_2.5" / "samples"  # goes on only with the same settings
+        flags += ["--num_inference_steps", cell[-1], "--classifier_scale", 2.5, "--output", output]
+        ended = run_here("sample", *flags)
+        assert ended.status == 0, ended.output
+
+
 @pytest.fixture(scope="module")
 def undisturbed(given, tmp_path_factory):
     """The flags of a sweep, and what it leaves when nothing happens to it."""
@@ -139,7 +168,8 @@ def test_an_unconditional_unet_draws_the_same_images_at_every_scale(sweep, tmp_p
 def test_statistics_alone_as_a_reference(sweep, given, tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "statistics.npz", mu=rng.normal(size=6), sigma=np.eye(6))
-    sweep("--samplers", "ddim:2", "--scales", 0, "--num_samples", 4, "--reference", tmp_path / "statistics.npz")
+    flags = ["--samplers", "ddim:2", "--scales", 0, "--num_samples", 4, "--batch_size", "auto"]
+    sweep(*flags, "--reference", tmp_path / "statistics.npz")
     (row,) = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert row["metrics"]["fid"] > 0 and row["metrics"]["precision"] is None
     assert "Precision" not in (tmp_path / "out" / "table.md").read_text()

@@ -29,17 +29,18 @@ def unet():
     return tiny.unet(num_class_embeds=tiny.NUM_CLASSES, sample_size=4, attention_resolutions=(2,))
 
 
-def batches(size):
-    return [(IMAGES[start : start + size], LABELS[start : start + size]) for start in range(0, 5, size)]
+def load(numbers):
+    return IMAGES[list(numbers)], LABELS[list(numbers)]
 
 
-@pytest.mark.parametrize("size", [2, 5])
+@pytest.mark.parametrize("size", [2, 5, "auto"])
 def test_every_image_by_its_seed_and_place(unet, tmp_path, size):
     def model(sample, timestep, class_labels):
         return unet(sample, timestep, class_labels=class_labels).sample
 
+    words = {"model_name": "m", "data_name": "d", "batch_size": size}
     means = bits_per_dimension_to_folder(
-        tmp_path / "out", DIFFUSION, model, batches(size), NAMES, clip_range=0.9, seed=3, model_name="m", data_name="d"
+        tmp_path / "out", DIFFUSION, model, load, NAMES, clip_range=0.9, seed=3, **words
     )
     generators = [seeded_generator(3, number) for number in range(5)]
     expected = bits_per_dimension(DIFFUSION, lambda x, t: model(x, t, LABELS), IMAGES, generators, clip_range=0.9)
@@ -62,7 +63,7 @@ def test_a_model_without_labels_and_one_image(tmp_path):
         assert class_labels is None
         return torch.zeros(len(sample), 6, 4, 4)
 
-    means = bits_per_dimension_to_folder(tmp_path / "out", DIFFUSION, model, [(IMAGES[:1], None)], NAMES[:1])
+    means = bits_per_dimension_to_folder(tmp_path / "out", DIFFUSION, model, lambda _: (IMAGES[:1], None), NAMES[:1])
     assert (means.standard_error, means.num_images) == (0.0, 1)
 
 
@@ -72,12 +73,12 @@ def test_a_model_without_labels_and_one_image(tmp_path):
 )
 def test_refused_before_anything_is_computed(tmp_path, names, seed, said):
     with pytest.raises(InputError, match=said):
-        bits_per_dimension_to_folder(tmp_path / "out", DIFFUSION, None, [], names, seed=seed)
+        bits_per_dimension_to_folder(tmp_path / "out", DIFFUSION, None, load, names, seed=seed)
     assert os.listdir(tmp_path) == []
 
 
 def test_only_an_earlier_one_is_replaced(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(FileExistsError, match=r"This folder has no nll.json and would be replaced whole"):
-        bits_per_dimension_to_folder(tmp_path, DIFFUSION, None, batches(5), NAMES)
+        bits_per_dimension_to_folder(tmp_path, DIFFUSION, None, load, NAMES)
     assert os.listdir(tmp_path) == ["thesis.tex"]

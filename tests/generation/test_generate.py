@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import weakref
@@ -291,6 +292,38 @@ def test_images_do_not_depend_on_the_batch_or_on_what_else_is_drawn(generate, tm
     assert all(abs(third[name] - first[name]).max() > 50 for name in common)
 
 
+def test_batches_of_a_size_that_is_found(generate, tmp_path):
+    generate("base", "up", "stated", classes=[0, 1], num_samples=10, batch_size=3)
+    generate("base", "up", "found", classes=[0, 1], num_samples=10, batch_size="auto")
+    stated, found = (pixels(tmp_path / name) for name in ("stated", "found"))
+    assert_same_but_for_rounding(found, stated, levels=4)
+    (tmp_path / "found" / "1" / "00002.png").unlink()
+    rows = []
+    handle = register_module_forward_pre_hook(
+        lambda module, args: rows.append(len(args[0])) if isinstance(module, ADMUNet2DModel) else None
+    )
+    generate("base", "up", "found", classes=[0, 1], num_samples=10, batch_size="auto")
+    handle.remove()
+    assert rows == [1] * (3 + 2)  # steps of the two stages, for what is missing alone
+    assert_same_but_for_rounding(pixels(tmp_path / "found"), stated, levels=4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="fills the memory of a GPU")
+def test_batches_that_a_gpu_has_memory_for(generate, tmp_path, capsys):
+    options = {"num_samples": 200, "device": "cuda"}
+    generate("larger", output="stated", batch_size=8, **options)
+    torch.cuda.empty_cache()
+    whole = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**24) / whole)
+    try:
+        generate("larger", output="found", batch_size="auto", **options)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    size = int(re.findall(r"batches of (\d+)", capsys.readouterr().err)[-1])
+    assert 1 < size < 200
+    assert_same_but_for_rounding(pixels(tmp_path / "found"), pixels(tmp_path / "stated"), levels=4)
+
+
 def test_no_classes_where_nobody_needs_them(generate, tmp_path):
     generate("unconditional", "unguided up", num_samples=3)
     assert list(pixels(tmp_path / "out")) == [f"images/0000{number}.png" for number in range(3)]
@@ -470,7 +503,8 @@ DDIM = {"algorithm": "ddim"}
         ("unconditional", None, {"classes": [-1]}, r"each once and none below 0, got \[-1\]"),
         ("base", None, {"num_samples": 0}, "`num_samples` must be at least 1, got 0"),
         ("base", None, {"png": False}, "Neither `png` nor `npz`"),
-        ("base", None, {"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ("base", None, {"batch_size": 0}, '`batch_size` must be at least 1, or "auto", got 0'),
+        ("base", None, {"batch_size": "all"}, "`batch_size` must be at least 1, or \"auto\", got 'all'"),
         ("base", None, {"seed": -1}, "`seed` must be at least 0, got -1"),
         ("base", None, {"device": "moon"}, "`device` is 'moon', which cannot be used here"),
         ("base", None, {"of_base": {"eta": 0.5}}, "`eta` is for the sampler ddim"),
