@@ -120,7 +120,7 @@ class TrainingLoop:
                 use_ema_warmup=settings.ema_warmup,
                 inv_gamma=settings.ema_inv_gamma,
                 power=settings.ema_power,
-                foreach=True,
+                foreach=accelerator.device.type != "cpu",  # there its memory, of all differences at once, costs more
             )
             for decay in (settings.ema_max_decay if settings.use_ema else ())
         }
@@ -141,6 +141,7 @@ class TrainingLoop:
             betas=(settings.adam_beta1, settings.adam_beta2),
             weight_decay=settings.adam_weight_decay,
             eps=settings.adam_epsilon,
+            fused=accelerator.device.type in ("cpu", "cuda"),
         )
         # Accelerate steps the schedule once per process
         lr_scheduler = get_scheduler(
