@@ -20,7 +20,6 @@ import itertools
 import json
 import multiprocessing
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -36,7 +35,7 @@ from matplotlib.figure import Figure
 from pydantic import PositiveInt
 from speed_reference import Reference
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
 from diffusers_cg import (
     DIGITS,
@@ -78,7 +77,7 @@ def make_networks(size: str, dtype: torch.dtype = torch.float32) -> tuple[ADMUNe
     for parameter in itertools.chain.from_iterable(network.parameters() for network in networks):
         if parameter.device.type != "meta" and not parameter.any():
             nn.init.normal_(parameter, std=0.02)
-    return tuple(network.to(dtype).eval() for network in networks)
+    return tuple(nn.Module.to(network, dtype).eval() for network in networks)
 
 
 class Ours:
@@ -155,11 +154,17 @@ def interleaved(functions: dict[str, Callable[[], Any]], repeats: int, device: s
 
 def flops_of_parts(contender: Ours) -> dict[str, int]:
     """Additions and multiplications of matrix products, convolutions and attention, by what is timed of sampling."""
-    with FlopCounterMode(display=False) as of_unet:
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which the counter does not know
+    attention = {
+        on_cpu: sdpa_flop,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    }
+    counter = partial(FlopCounterMode, display=False, custom_mapping=attention)
+    with counter() as of_unet:
         contender.unet()
     classifier = contender.ddim.classifier.requires_grad_(False)
     leaf = contender.sample.to(classifier.dtype, copy=True).requires_grad_(True)
-    with FlopCounterMode(display=False) as of_gradient:  # which cannot count torch.autograd.grad
+    with counter() as of_gradient:  # which cannot count torch.autograd.grad
         classifier(leaf, contender.timestep).logits.sum().backward()
     unet, gradient = of_unet.get_total_flops(), of_gradient.get_total_flops()
     step = unet + gradient
@@ -263,11 +268,17 @@ def measure_training(args: "SpeedSettings", size: str, dtype: torch.dtype) -> li
     return lines
 
 
+def peak_resident() -> int:
+    """Bytes that this process has held at most; `getrusage` counts those of the process that started it, too."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 def peak_memory(
     contender: str, reference: Path | None, size: str, dtype: torch.dtype, device: str, batch_size: int
 ) -> int:
     """Bytes that a guided DDIM step takes at most, weights included; called in a process of its own."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # the packages
+    before = peak_resident()  # the packages
     labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
     if contender == "reference":
         with torch.device("meta"):
@@ -281,7 +292,7 @@ def peak_memory(
     runner.steps("DDIM", 1)
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return peak_resident() - before
 
 
 def measure_memory(args: "SpeedSettings", size: str, dtype: torch.dtype) -> list[dict[str, Any]]:

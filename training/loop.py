@@ -110,6 +110,8 @@ class TrainingLoop:
         self.stop_requested = False
 
         model.to(accelerator.device)
+        if accelerator.device.type == "cpu":  # where AdamW's one pass copies weights of another layout
+            torch.nn.Module.to(model, memory_format=torch.contiguous_format)
         self.model_class, self.model_config = type(model), json.loads(model.to_json_string())
         self.parameter_names = [name for name, _ in model.named_parameters()]
         self.averages = {

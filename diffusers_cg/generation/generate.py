@@ -291,8 +291,7 @@ def check_fit(pipe: ClassifierGuidedPipeline, demands: dict[str, Any]) -> None:
 def start_processes() -> PartialState:
     """This process among those that a launcher started; the first call connects them."""
     # on a CPU Accelerate takes processes that torchrun started for strangers, which each draw all, unless it is told
-    has_gpu = getattr(torch, "accelerator", torch.cuda).is_available()  # torch.accelerator is newer than PyTorch 2.4
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not has_gpu
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     # one may wait for another's stage for longer than the half hour after which PyTorch gives up
     return PartialState(cpu=cpu, timeout=timedelta(days=7))
 
