@@ -405,7 +405,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             raise InputError("Pass either `num_inference_steps` or `timesteps`, not both.")
         scheduler = deepcopy(self.convert_scheduler(self.scheduler, self.unet))
         check_components(self.unet, scheduler, self.classifier)
-        warn_of_emulation(self._execution_device.type, self.unet.dtype)
+        if self.unet.dtype != torch.float32:  # the device takes a walk through all modules
+            warn_of_emulation(self._execution_device.type, self.unet.dtype)
         if self.is_differentiable and not (is_ancestral(scheduler) or isinstance(scheduler, DDIMScheduler)):
             raise InputError(
                 f"{type(scheduler).__name__} has no differentiable steps, since it goes by what it saw before: use a "
