@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 from pydantic import PositiveInt
 from speed_reference import Reference
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from diffusers_cg import (
     DIGITS,
@@ -154,10 +154,14 @@ def interleaved(functions: dict[str, Callable[[], Any]], repeats: int, device: s
 
 def flops_of_parts(contender: Ours) -> dict[str, int]:
     """Additions and multiplications of matrix products, convolutions and attention, by what is timed of sampling."""
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which the counter does not know
+    aten = torch.ops.aten  # its attention on a CPU is what the counter does not know
     attention = {
-        on_cpu: sdpa_flop,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+            query, key, value
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda gradient, query, key, value, *_, **__: (
+            sdpa_backward_flop_count(gradient, query, key, value)
+        ),
     }
     counter = partial(FlopCounterMode, display=False, custom_mapping=attention)
     with counter() as of_unet:
