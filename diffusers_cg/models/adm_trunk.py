@@ -115,6 +115,11 @@ class ADMTrunkMixin(AttentionMixin):
         if self.config.base_channels > self.config.norm_num_groups:
             nn.Module.to(self, memory_format=torch.channels_last)
 
+    def enable_group_offload(self, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' own, of contiguous weights, since its files on a disk hold no others."""
+        nn.Module.to(self, memory_format=torch.contiguous_format)
+        super().enable_group_offload(*args, **kwargs)
+
     def settle_config(self) -> None:
         """Checks the arguments that are registered, and registers the width of heads that they leave open."""
         if self.config.attention_head_dim is None and self.config.num_attention_heads is None:

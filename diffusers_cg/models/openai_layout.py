@@ -181,10 +181,12 @@ def convert_parameters(
 
 
 def to_openai_state_dict(model: nn.Module, new_attention_order: bool) -> dict[str, torch.Tensor]:
-    """The inverse of [`convert_parameters`]: the parameters of `model` in OpenAI's layout and order."""
+    """The inverse of [`convert_parameters`]: the parameters of `model` in OpenAI's layout and order, contiguous."""
     ours = model.state_dict()
     return {
-        entry.openai: entry.pack(tuple(ours[key] for key in entry.ours), _order(entry, new_attention_order))
+        entry.openai: entry.pack(
+            tuple(ours[key] for key in entry.ours), _order(entry, new_attention_order)
+        ).contiguous()
         for entry in openai_entries(model)
     }
 

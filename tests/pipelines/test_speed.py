@@ -5,6 +5,7 @@ import logging
 import pytest
 import tiny
 import torch
+from safetensors.torch import save_file
 from tiny import seeded
 
 from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
@@ -80,9 +81,9 @@ def test_a_compiled_pipeline_is_saved_as_it_was(tmp_path, graphs):
 def test_weights_lie_as_the_kernels_take_them_wherever_a_network_comes_from(tmp_path, base_channels, is_last):
     new = tiny.unet(base_channels=base_channels, norm_num_groups=32)
     new.save_pretrained(tmp_path)
-    state_dict = new.to_openai_state_dict()
+    save_file(new.to_openai_state_dict(), tmp_path / "openai.safetensors")  # which takes contiguous tensors alone
     converted = ADMUNet2DModel.from_single_file(
-        state_dict,
+        tmp_path / "openai.safetensors",
         sample_size=new.config.sample_size,
         attention_head_dim=new.config.attention_head_dim,
         new_attention_order=False,
