@@ -33,7 +33,7 @@ from typing import Any, Literal
 import torch
 from matplotlib.figure import Figure
 from pydantic import PositiveInt
-from speed_reference import Reference
+from speed_reference import TIMESTEP, Reference
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -54,11 +54,9 @@ from diffusers_cg_cli.settings import Settings, parse
 
 FOLDER = Path(__file__).parent
 BATCH_SIZES = {"cpu": {"digits": 8, "64": 2, "256": 1}, "cuda": {"digits": 256, "64": 64, "256": 16}}
-TIMESTEP = 500
 NUM_STEPS = 10
 PARTS = ("unet", "classifier gradient", "DDPM step", "DDIM step")
 CALL = f"{NUM_STEPS} DDIM steps"
-MEASURES = ("parts", "call", "training", "memory", "loading", "overhead", "growth")
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
@@ -78,6 +76,15 @@ def make_networks(size: str, dtype: torch.dtype = torch.float32) -> tuple[ADMUNe
         if parameter.device.type != "meta" and not parameter.any():
             nn.init.normal_(parameter, std=0.02)
     return tuple(nn.Module.to(network, dtype).eval() for network in networks)
+
+
+def make_inputs(unet: ADMUNet2DModel, batch_size: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise (B, C, H, W) for the unet, and labels (B,) of its classes, the same in every process."""
+    generator = torch.Generator().manual_seed(1)
+    sides = [unet.config.sample_size] * 2
+    sample = torch.randn(batch_size, unet.config.in_channels, *sides, generator=generator)
+    labels = torch.randint(unet.config.num_class_embeds, (batch_size,), generator=generator)
+    return sample.to(device), labels.to(device)
 
 
 class Ours:
@@ -211,10 +218,7 @@ def measure_sampling(
     """Times, and how far the two implementations are apart."""
     batch_size = args.batch_size or BATCH_SIZES[args.device][size]
     unet, classifier = (network.to(args.device) for network in make_networks(size, dtype))
-    channels, side = unet.config.in_channels, unet.config.sample_size
-    generator = torch.Generator().manual_seed(1)
-    sample = torch.randn(batch_size, channels, side, side, generator=generator).to(args.device)
-    labels = torch.randint(unet.config.num_class_embeds, (batch_size,), generator=generator).to(args.device)
+    sample, labels = make_inputs(unet, batch_size, args.device)
     contenders = {}
     if args.reference is not None:
         contenders["reference"] = Reference(args.reference, unet, classifier, sample, labels)
@@ -283,16 +287,13 @@ def peak_memory(
 ) -> int:
     """Bytes that a guided DDIM step takes at most, weights included; called in a process of its own."""
     before = peak_resident()  # the packages
-    labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
     if contender == "reference":
         with torch.device("meta"):
             unet, classifier = make_networks(size)
-        sample = torch.randn(batch_size, unet.config.in_channels, *[unet.config.sample_size] * 2, device=device)
-        runner = Reference(reference, unet, classifier, sample, labels, dtype=dtype)
+        runner = Reference(reference, unet, classifier, *make_inputs(unet, batch_size, device), dtype=dtype)
     else:
         unet, classifier = (network.to(device) for network in make_networks(size, dtype))
-        sample = torch.randn(batch_size, unet.config.in_channels, *[unet.config.sample_size] * 2, device=device)
-        runner = Ours(unet, classifier, sample, labels)
+        runner = Ours(unet, classifier, *make_inputs(unet, batch_size, device))
     runner.steps("DDIM", 1)
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
@@ -326,15 +327,14 @@ def measure_loading(args: "SpeedSettings", size: str, dtype: torch.dtype) -> lis
 def measure_overhead(args: "SpeedSettings", size: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     """A guided step at batch 1, and of it what the two networks take by themselves."""
     unet, classifier = (network.to(args.device) for network in make_networks(size, dtype))
-    sample = torch.randn(1, unet.config.in_channels, *[unet.config.sample_size] * 2, device=args.device)
-    ours = Ours(unet, classifier, sample, torch.zeros(1, dtype=torch.int64, device=args.device))
+    ours = Ours(unet, classifier, *make_inputs(unet, 1, args.device))
     classifier.requires_grad_(False)
     number = 25
 
     def networks() -> None:
         for _ in range(number):
             ours.unet()
-            leaf = sample.to(dtype, copy=True).requires_grad_(True)
+            leaf = ours.sample.to(dtype, copy=True).requires_grad_(True)
             logits = classifier(leaf, ours.timestep).logits.log_softmax(dim=1)
             torch.autograd.grad(logits[0, 0], leaf)
 
@@ -348,8 +348,7 @@ def measure_growth(args: "SpeedSettings", size: str, dtype: torch.dtype) -> list
     """Seconds of a guided call by images at once, and by steps."""
     unet, classifier = (network.to(args.device) for network in make_networks(size, dtype))
     batch_size = args.batch_size or BATCH_SIZES[args.device][size]
-    sample = torch.randn(8 * batch_size, unet.config.in_channels, *[unet.config.sample_size] * 2, device=args.device)
-    labels = torch.zeros(len(sample), dtype=torch.int64, device=args.device)
+    sample, labels = make_inputs(unet, 8 * batch_size, args.device)
     by_images = {
         number: partial(Ours(unet, classifier, sample[:number], labels[:number]).steps, "DDIM", 2)
         for number in (batch_size, 2 * batch_size, 4 * batch_size, 8 * batch_size)
@@ -360,6 +359,19 @@ def measure_growth(args: "SpeedSettings", size: str, dtype: torch.dtype) -> list
         {"measure": f"call by {name}", "batch_size": batch_size, "seconds": interleaved(functions, 5, args.device)}
         for name, functions in (("images", by_images), ("steps", by_steps))
     ]
+
+
+SIZES = ("digits", "64", "256")
+MEASURES = {
+    "parts": (measure_parts, SIZES),
+    "call": (measure_call, SIZES),
+    "training": (measure_training, ("64",)),
+    "memory": (measure_memory, ("64", "256")),
+    "loading": (measure_loading, ("64", "256")),
+    "overhead": (measure_overhead, ("digits",)),
+    "growth": (measure_growth, ("digits",)),
+}
+"""What is measured, and of which networks."""
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -445,9 +457,9 @@ def plot(lines: list[dict[str, Any]], path: Path) -> None:
 class SpeedSettings(Settings):
     reference: Path | None = None
     """A clone of guided-diffusion."""
-    models: list[Literal["digits", "64", "256"]] = ["digits", "64", "256"]
+    models: list[Literal[SIZES]] = list(SIZES)
     dtypes: list[Literal[tuple(DTYPES)]] = ["fp32"]
-    measures: list[Literal[MEASURES]] = list(MEASURES)
+    measures: list[Literal[tuple(MEASURES)]] = list(MEASURES)
     """Training is measured for 64, memory and loading for 64 and 256, overhead and growth for digits."""
     compile: list[Literal["default", "reduce-overhead", "max-autotune"]] = []
     """Modes of torch.compile to measure beside."""
@@ -462,13 +474,6 @@ class SpeedSettings(Settings):
 
 @command
 def main(args: SpeedSettings) -> None:
-    of_models = {
-        "training": ("64",),
-        "memory": ("64", "256"),
-        "loading": ("64", "256"),
-        "overhead": ("digits",),
-        "growth": ("digits",),
-    }
     path = args.output_dir / "results" / f"speed_{args.device}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU"
@@ -479,12 +484,10 @@ def main(args: SpeedSettings) -> None:
         "threads": torch.get_num_threads(),
     }
     for size, dtype, measure in itertools.product(args.models, args.dtypes, args.measures):
-        if size not in of_models.get(measure, args.models):
+        function, sizes = MEASURES[measure]
+        if size not in sizes:
             continue
-        lines = [
-            {"model": size, "dtype": dtype, **line, **where}
-            for line in globals()[f"measure_{measure}"](args, size, DTYPES[dtype])
-        ]
+        lines = [{"model": size, "dtype": dtype, **line, **where} for line in function(args, size, DTYPES[dtype])]
         replaced = {(size, dtype, line["measure"]) for line in lines}
         kept = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
         kept = [line for line in kept if (line["model"], line["dtype"], line["measure"]) not in replaced]
@@ -492,7 +495,7 @@ def main(args: SpeedSettings) -> None:
         print(table(lines), flush=True)
         gc.collect()
     lines = [json.loads(text) for text in path.read_text().splitlines()]
-    lines.sort(key=lambda line: (SpeedSettings.model_fields["models"].default.index(line["model"]), line["dtype"]))
+    lines.sort(key=lambda line: (SIZES.index(line["model"]), line["dtype"]))
     path.with_suffix(".md").write_text(table(lines))
     plot(lines, args.output_dir / "figures" / f"speed_{args.device}.png")
     print(f"Look at {path.with_suffix('.md')}.")

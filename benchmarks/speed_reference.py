@@ -15,6 +15,7 @@ from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
 
 
+TIMESTEP = 500  # of what is timed at one time
 MODULES = ("unet", "script_util", "fp16_util", "nn")
 
 
@@ -101,10 +102,10 @@ class Reference:
 
     @torch.no_grad()
     def unet(self) -> torch.Tensor:
-        return self.network(self.sample, self.times(500), self.class_labels)
+        return self.network(self.sample, self.times(TIMESTEP), self.class_labels)
 
     def classifier_gradient(self) -> torch.Tensor:
-        return self.guide(self.sample, self.times(500), self.class_labels)
+        return self.guide(self.sample, self.times(TIMESTEP), self.class_labels)
 
     @torch.no_grad()
     def steps(self, algorithm: Literal["DDPM", "DDIM"], number: int) -> torch.Tensor:
@@ -112,7 +113,7 @@ class Reference:
         if number == 1:
             diffusion = self.diffusions[None]
             step = diffusion.p_sample if algorithm == "DDPM" else diffusion.ddim_sample
-            return step(self.network, self.sample, self.times(500), **options)["sample"]
+            return step(self.network, self.sample, self.times(TIMESTEP), **options)["sample"]
         sample = self.diffusions[f"ddim{number}"].ddim_sample_loop
         return sample(self.network, self.sample.shape, noise=self.sample, device=self.sample.device, **options)
 
