@@ -22,7 +22,7 @@ def main() -> None:
             ("DDPM", ClassifierGuidedDDPMPipeline),
         ):
             unet = ADMUNet2DModel.from_pretrained(DIGITS, subfolder=folder)
-            pipe = pipeline_class.from_pretrained(DIGITS, unet=unet)
+            pipe = pipeline_class.from_pretrained(DIGITS, unet=unet, solver=None)
             pipe.set_progress_bar_config(disable=True)
 
             alone, together = (

@@ -51,7 +51,7 @@ def main(args: DemoSettings) -> None:
     paths = []
     for unet_name, unet in unets.items():
         for sampler_name, (pipeline_class, num_steps) in SAMPLERS.items():
-            pipe = pipeline_class.from_pretrained(DIGITS, unet=unet)
+            pipe = pipeline_class.from_pretrained(DIGITS, unet=unet, solver=None)
             pipe.set_progress_bar_config(desc=f"{unet_name}, {sampler_name} {num_steps}")
             images = pipe(
                 class_labels=labels,

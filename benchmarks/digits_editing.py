@@ -64,7 +64,9 @@ Row = dict[str, Any]
 def pipeline(
     unet: str, kind: type[ClassifierGuidedPipeline] = ClassifierGuidedDDIMPipeline
 ) -> ClassifierGuidedPipeline:
-    pipe = kind.from_pretrained(DIGITS, unet=ADMUNet2DModel.from_pretrained(DIGITS, subfolder=UNETS[unet]))
+    pipe = kind.from_pretrained(
+        DIGITS, unet=ADMUNet2DModel.from_pretrained(DIGITS, subfolder=UNETS[unet]), solver=None
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

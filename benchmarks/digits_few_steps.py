@@ -136,7 +136,7 @@ def load_pipe(unet: str, solver: str, num_evaluations: int) -> tuple[ClassifierG
     of_ddpm = solver == "DDPM"
     unet = ADMUNet2DModel.from_pretrained(DIGITS, subfolder=UNETS[unet])
     pipe = (ClassifierGuidedDDPMPipeline if of_ddpm else ClassifierGuidedDDIMPipeline).from_pretrained(
-        DIGITS, unet=unet
+        DIGITS, unet=unet, solver=None
     )
     if of_ddpm:
         return pipe, num_evaluations

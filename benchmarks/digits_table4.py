@@ -116,7 +116,7 @@ def main(args: Table4Settings) -> None:
     cells = {}
     for name in args.unets:
         unet = ADMUNet2DModel.from_pretrained(args.model, subfolder=UNETS[name])
-        pipe = PIPELINES[args.sampler].from_pretrained(args.model, unet=unet)
+        pipe = PIPELINES[args.sampler].from_pretrained(args.model, unet=unet, solver=None)
         for scale in args.scales:
             path = args.output_dir / f"{name}_{scale:g}.npz"
             seeds = range(args.seed, args.seed + args.num_samples)

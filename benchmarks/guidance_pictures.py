@@ -208,7 +208,7 @@ def pictures(networks: Path) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
 
 def pipeline(unet: str, scheduler: type | None = DPMSolverMultistepScheduler) -> ClassifierGuidedDDIMPipeline:
     pipe = ClassifierGuidedDDIMPipeline.from_pretrained(
-        DIGITS, unet=ADMUNet2DModel.from_pretrained(DIGITS, subfolder=unet)
+        DIGITS, unet=ADMUNet2DModel.from_pretrained(DIGITS, subfolder=unet), solver=None
     )
     if scheduler is not None:
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config)

@@ -21,10 +21,12 @@ from diffusers_cg.diffusion import (
     Generators,
     Prediction,
     check_eta,
+    check_solver,
     check_trained_process,
     is_ancestral,
     resolve_begin_index,
     resolve_timesteps,
+    to_ddim_steps,
 )
 from diffusers_cg.errors import InputError
 from diffusers_cg.guidance import (
@@ -79,7 +81,10 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         scheduler (`SchedulerMixin`): Noise schedule and steps; turned into the pipeline's own kind where it can be, so
             that one saved folder serves every pipeline.
         classifier ([`NoisyClassifierModel`], *optional*): Guides; without it only `classifier_scale=0` is possible.
-        ddpm_num_inference_steps, ddim_num_inference_steps (`int`): Steps where a call names none.
+        solver (`SchedulerMixin`, *optional*): What [`ClassifierGuidedDDIMPipeline`] draws with in place of DDIM's steps, where
+            `scheduler` is a `DDPMScheduler`; of the same noise schedule.
+        ddpm_num_inference_steps, ddim_num_inference_steps, solver_num_inference_steps (`int`): Steps of a `DDPMScheduler`, a
+            `DDIMScheduler` and any other where a call names none.
         ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.
 
     Raises:
@@ -88,7 +93,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet->classifier"
-    _optional_components = ["classifier"]
+    _optional_components = ["classifier", "solver"]
     _callback_tensor_inputs = ["latents"]
 
     algorithm: Literal["ddpm", "ddim"]
@@ -99,13 +104,18 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         unet: UNet2DModel | ADMUNet2DModel,  # both named, or diffusers' from_pipe leaves ours out
         scheduler: SchedulerMixin,
         classifier: NoisyClassifierModel | None = None,
+        solver: SchedulerMixin | None = None,
         ddpm_num_inference_steps: int = 250,
         ddpm_classifier_scale: float = 1.0,
         ddim_num_inference_steps: int = 25,
         ddim_classifier_scale: float = 1.0,
+        solver_num_inference_steps: int = 25,
     ):
         super().__init__()
         self.check_unet(unet)
+        if solver is not None:
+            check_solver(solver, scheduler)
+        self.register_modules(solver=solver)
         scheduler = self.convert_scheduler(scheduler, unet)
         scheduler.register_to_config(_use_default_values=[])  # which `from_config` of another kind would not take over
         check_components(unet, scheduler, classifier)
@@ -116,6 +126,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             ddpm_classifier_scale=ddpm_classifier_scale,
             ddim_num_inference_steps=ddim_num_inference_steps,
             ddim_classifier_scale=ddim_classifier_scale,
+            solver_num_inference_steps=solver_num_inference_steps,
         )
         self.image_processor = VaeImageProcessor(do_resize=False)
         self._interrupt = False
@@ -159,7 +170,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
 
         It goes through every step, the gradients of guidances included (second order), and to nothing else: networks are in
         evaluation mode, and their parameters get none. Clipped clean images, and pixels outside [0, 1] in `"pt"`, pass no
-        gradient on. For steps of DDPM and DDIM; inversion, editing and inpainting have no gradient.
+        gradient on. For steps of DDPM, and of DDIM in place of a solver's; inversion, editing and inpainting have no gradient.
 
         Args:
             checkpointing (`bool`): Whether each step is computed once more in the backward pass, so that memory holds the
@@ -390,7 +401,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         return latents.to(device=self._execution_device, dtype=torch.float32)
 
     def prepare_steps(
-        self, num_inference_steps: int | None, timesteps: Sequence[int] | None
+        self, num_inference_steps: int | None, timesteps: Sequence[int] | None, eta: float | None = None
     ) -> tuple[SchedulerMixin, GaussianDiffusion]:
         """A scheduler of the call's own, set to its timesteps, and the process over them, each once; where they are fractional,
         the process of training.
@@ -399,25 +410,37 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
 
         Raises:
             InputError: if both are given, or one cannot be meant; if the scheduler is of a kind that this pipeline cannot
-                step, or it, unet and classifier do not fit together.
+                step, or it, unet and classifier do not fit together; as [`scheduler_for`].
         """
         if num_inference_steps is not None and timesteps is not None:
             raise InputError("Pass either `num_inference_steps` or `timesteps`, not both.")
-        scheduler = deepcopy(self.convert_scheduler(self.scheduler, self.unet))
+        scheduler = deepcopy(self.scheduler_for(eta))
         check_components(self.unet, scheduler, self.classifier)
         if self.unet.dtype != torch.float32:  # the device takes a walk through all modules
             warn_of_emulation(self._execution_device.type, self.unet.dtype)
-        if self.is_differentiable and not (is_ancestral(scheduler) or isinstance(scheduler, DDIMScheduler)):
-            raise InputError(
-                f"{type(scheduler).__name__} has no differentiable steps, since it goes by what it saw before: use a "
-                "DDIMScheduler or a DDPMScheduler."
-            )
         if num_inference_steps is None:
-            saved = self.config[f"{self.algorithm}_num_inference_steps"]
-            num_inference_steps = min(saved, scheduler.config.num_train_timesteps)
+            num_inference_steps = self.saved_num_inference_steps(scheduler)
         timesteps = resolve_timesteps(scheduler, num_inference_steps, timesteps)
         whole = sorted(set(timesteps), reverse=True) if isinstance(timesteps[0], int) else None
         return scheduler, GaussianDiffusion.from_scheduler(scheduler, whole)
+
+    def scheduler_for(self, eta: float | None = None) -> SchedulerMixin:
+        """The scheduler whose steps a call takes: the pipeline's; or, in place of another solver's, DDIM's for an `eta` and
+        where there is to be a gradient, to which a solver's memory of earlier steps leaves no way.
+
+        Raises:
+            InputError: if it is of a kind that this pipeline cannot step, or `eta` cannot be meant.
+        """
+        scheduler = self.convert_scheduler(self.scheduler, self.unet)
+        if eta is not None:
+            check_eta(eta, scheduler)
+        takes_ddim = eta is not None or (self.is_differentiable and not is_ancestral(scheduler))
+        return to_ddim_steps(scheduler) if takes_ddim else scheduler
+
+    def saved_num_inference_steps(self, scheduler: SchedulerMixin) -> int:
+        """Steps where a call names none: those saved for the scheduler's kind."""
+        kind = "ddpm" if is_ancestral(scheduler) else "ddim" if isinstance(scheduler, DDIMScheduler) else "solver"
+        return min(self.config[f"{kind}_num_inference_steps"], scheduler.config.num_train_timesteps)
 
     def prepare_guidance(
         self,
@@ -427,7 +450,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         batch_size: int,
         shape: tuple[int, int, int],
         scheduler: SchedulerMixin,
-        eta: float = 0.0,
+        eta: float | None = None,
     ) -> GuidanceSum:
         """What guides a call: the classifier at a scale above 0, and what the user gave; a sum of nothing for no guidance.
 
@@ -447,7 +470,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             raise InputError(f"`class_labels` are missing: {needed} needs one per image.")
         guidances = [ClassifierGuidance(self.classifier, class_labels, scale)] if uses_classifier else []
         guidance = GuidanceSum([*guidances, guidance] if guidance is not None else guidances)
-        guidance.check(GuidedCall(torch.Size([batch_size, *shape]), class_labels, self.unet, scheduler, eta))
+        guidance.check(GuidedCall(torch.Size([batch_size, *shape]), class_labels, self.unet, scheduler, eta or 0.0))
         return guidance
 
     def prepare_callback(self, callback: Callback | None, tensor_inputs: list[str]) -> OnStepEnd:
@@ -481,7 +504,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         timesteps: Sequence[int] | None = None,
         classifier_scale: float | Sequence[float] | torch.Tensor | None = None,
         guidance: Guidance | GuidanceFunction | None = None,
-        eta: float = 0.0,
+        eta: float | None = None,
         output_type: str = "pil",
         height: int | None = None,
         width: int | None = None,
@@ -489,8 +512,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """Raises `InputError` where a call with these arguments would; nothing is computed or drawn."""
         self.check_output_type(output_type)
         shape = self.prepare_shape(height, width)
-        scheduler, _ = self.prepare_steps(num_inference_steps, timesteps)
-        check_eta(eta, scheduler)
+        scheduler, _ = self.prepare_steps(num_inference_steps, timesteps, eta)
         labels = self.prepare_class_labels(class_labels, batch_size)
         self.prepare_guidance(
             guidance, labels, classifier_scale, num_images(labels, batch_size), shape, scheduler, eta

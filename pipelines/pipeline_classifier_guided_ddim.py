@@ -10,7 +10,7 @@ from diffusers.image_processor import PipelineImageInput
 from diffusers_cg.diffusion import (
     GaussianDiffusion,
     Generators,
-    check_eta,
+    is_ancestral,
     resolve_begin_index,
     scheduler_on_guided_noise,
     to_ddim_scheduler,
@@ -69,10 +69,15 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
     Args:
         unet ([`ADMUNet2DModel`] or `UNet2DModel`): Predicts the noise, the clean image or v, as the scheduler's
             `prediction_type` says; class-conditional or not.
-        scheduler (`SchedulerMixin`): Noise schedule and steps; a `DDPMScheduler` is turned into a `DDIMScheduler` of the
-            same schedule, so that one saved folder serves this pipeline and [`ClassifierGuidedDDPMPipeline`].
+        scheduler (`SchedulerMixin`): Noise schedule and steps; in place of a `DDPMScheduler` stands `solver`, or else a
+            `DDIMScheduler` of the same schedule, so that one saved folder serves this pipeline and
+            [`ClassifierGuidedDDPMPipeline`].
         classifier ([`NoisyClassifierModel`], *optional*): Guides; without it only `classifier_scale=0` is possible.
-        ddpm_num_inference_steps, ddim_num_inference_steps (`int`): Steps where a call names none.
+        solver (`SchedulerMixin`, *optional*): What was found to draw best in few steps. `from_pretrained(..., solver=None)`
+            draws by DDIM, the paper's sampler, and so does a call with `eta=0`; [`invert`], [`edit`], [`restore`], [`purify`]
+            and gradients take its steps whatever the scheduler.
+        ddpm_num_inference_steps, ddim_num_inference_steps, solver_num_inference_steps (`int`): Steps of a `DDPMScheduler`, a
+            `DDIMScheduler` and any other where a call names none.
         ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.
 
     Raises:
@@ -83,7 +88,9 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
     algorithm = "ddim"
 
     def convert_scheduler(self, scheduler: SchedulerMixin, unet: UNet2DModel) -> SchedulerMixin:
-        """A `DDIMScheduler` of the same noise schedule for a `DDPMScheduler`; any other as it is."""
+        """The solver, or a `DDIMScheduler` of the same noise schedule, for a `DDPMScheduler`; any other as it is."""
+        if self.solver is not None and is_ancestral(scheduler):
+            return self.solver
         return to_ddim_scheduler(scheduler)
 
     @without_graph
@@ -94,7 +101,7 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
         timesteps: Sequence[int] | None = None,
         classifier_scale: float | Sequence[float] | torch.Tensor | None = None,
         guidance: Guidance | GuidanceFunction | None = None,
-        eta: float = 0.0,
+        eta: float | None = None,
         batch_size: int | None = None,
         generator: Generators = None,
         latents: torch.Tensor | None = None,
@@ -110,7 +117,8 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
         """Draws images.
 
         Args:
-            eta (`float`): Noise added at each step: 0 is DDIM, 1 as much as DDPM adds. For a `DDIMScheduler` only.
+            eta (`float`, *optional*): Takes the steps of DDIM, and adds noise at each: from 0, none, to 1, as much as DDPM adds.
+                Otherwise the pipeline's scheduler takes its own.
             class_labels, num_inference_steps, timesteps, classifier_scale, guidance, batch_size, generator, latents, image,
                 strength, output_type, height, width, return_dict, callback_on_step_end,
                 callback_on_step_end_tensor_inputs: as in [`ClassifierGuidedDDPMPipeline.__call__`].
@@ -124,8 +132,7 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
         self.check_output_type(output_type)
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         shape = self.prepare_shape(height, width)
-        scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
-        check_eta(eta, scheduler)
+        scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps, eta)
         begin_index = self.prepare_begin_index(image, strength, latents, scheduler)
         image, labels, batch_size = self.prepare_images_and_labels(image, class_labels, batch_size, shape)
         guidance = self.prepare_guidance(guidance, labels, classifier_scale, batch_size, shape, scheduler, eta)
@@ -133,7 +140,7 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
         timesteps = scheduler.timesteps[begin_index:].tolist()
         if begin_index > 0:
             latents = diffusion.q_sample(image, latents, timesteps[0])
-        take_step = ddim_steps(scheduler, diffusion, guidance, eta, generator, begin_index)
+        take_step = ddim_steps(scheduler, diffusion, guidance, eta or 0.0, generator, begin_index)
         sample, cost = self.denoise(latents, take_step, diffusion, timesteps, guidance, labels, generator, on_step_end)
         return self.finish(sample, output_type, return_dict, cost)
 
@@ -149,7 +156,7 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
     ) -> torch.Tensor:
         """Runs DDIM backwards, without guidance, from images to the noise that gives them back.
 
-        `pipe(class_labels, num_inference_steps, classifier_scale=0, latents=pipe.invert(...))` reconstructs the images,
+        `pipe(class_labels, num_inference_steps, classifier_scale=0, eta=0, latents=pipe.invert(...))` reconstructs the images,
         the better the more steps there are. With `timesteps` that begin below the last one, images are encoded to that
         noise level alone, the sample from which a call with the same timesteps starts.
 
@@ -158,7 +165,7 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
                 arrays (B, H, W, C) and tensors (B, C, H, W) in [0, 1].
             class_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): Class per image; needed by a
                 class-conditional unet.
-            num_inference_steps (`int`, *optional*): Steps; the saved default of sampling otherwise.
+            num_inference_steps (`int`, *optional*): Steps; the saved default of DDIM otherwise.
             timesteps (sequence of `int`, *optional*): The timesteps of sampling, decreasing, in place of a number.
             height, width (`int`, *optional*): Of the images, where they are not of the unet's training size.
 
@@ -169,7 +176,7 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
             InputError: if an input is out of range or missing; nothing has been computed by then.
         """
         shape = self.prepare_shape(height, width)
-        scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
+        scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps, eta=0.0)
         sample = self.prepare_image(image, shape)
         labels = self.prepare_class_labels(class_labels, len(sample))
         self.prepare_guidance(None, labels, 0.0, len(sample), shape, scheduler)  # says what is missing
@@ -209,7 +216,7 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
         source_labels: int | Sequence[int] | torch.Tensor | None = None,
         num_inference_steps: int | None = None,
         guidance: Guidance | GuidanceFunction | None = None,
-        eta: float = 0.0,
+        eta: float | None = None,
         batch_size: int | None = None,
         generator: Generators = None,
         output_type: str = "pil",
@@ -238,8 +245,9 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
             strength (`float`): The noise level: the share of the decoding steps that are taken, above 0 and up to 1.
             source_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): What the images are, one or one for each
                 of `image`: needed by a class-conditional unet, of no use to another.
-            num_inference_steps, guidance, eta, batch_size, generator, output_type, height, width, return_dict,
-                callback_on_step_end, callback_on_step_end_tensor_inputs: as in [`__call__`], for the decoding.
+            eta (`float`, *optional*): Noise of the decoding's steps, 0 unless given.
+            num_inference_steps, guidance, batch_size, generator, output_type, height, width, return_dict,
+                callback_on_step_end, callback_on_step_end_tensor_inputs: as in [`__call__`], for the decoding by DDIM's steps.
 
         Returns:
             [`GuidedImagePipelineOutput`] or `tuple`: `.images`; `.evaluations`, what they cost, with the inversion.
@@ -250,18 +258,12 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
         self.check_output_type(output_type)
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         shape = self.prepare_shape(height, width)
-        scheduler, diffusion = self.prepare_steps(num_inference_steps, None)
-        check_eta(eta, scheduler)
+        scheduler, diffusion = self.prepare_steps(num_inference_steps, None, eta or 0.0)
         begin_index = resolve_begin_index(scheduler, strength)
         timesteps = scheduler.timesteps[begin_index:].tolist()
-        if not isinstance(timesteps[0], int):
-            raise InputError(
-                f"{type(scheduler).__name__} starts between timesteps, and images are encoded to one of them: use a "
-                "DDIMScheduler or another that keeps variance."
-            )
         if num_inversion_steps is None:
             num_inversion_steps = num_inference_steps
-        _, inversion = self.prepare_steps(num_inversion_steps, None)
+        _, inversion = self.prepare_steps(num_inversion_steps, None, eta=0.0)
         upwards = inversion.timesteps[inversion.timesteps < timesteps[0]].flip(0).tolist()
         inversion = GaussianDiffusion.from_scheduler(scheduler, [timesteps[0], *upwards[::-1]])
         images = self.prepare_image(image, shape)
@@ -275,7 +277,7 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
         check_generator(generator, batch_size)
 
         latents = self.encode(images, source_labels, upwards, inversion).expand(batch_size, -1, -1, -1)
-        take_step = ddim_steps(scheduler, diffusion, guidance, eta, generator, begin_index)
+        take_step = ddim_steps(scheduler, diffusion, guidance, eta or 0.0, generator, begin_index)
         sample, cost = self.denoise(latents, take_step, diffusion, timesteps, guidance, labels, generator, on_step_end)
         cost["unet"] += len(upwards)
         return self.finish(sample, output_type, return_dict, cost)

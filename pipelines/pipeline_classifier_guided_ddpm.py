@@ -41,7 +41,9 @@ class ClassifierGuidedDDPMPipeline(RestorationMixin, PurificationMixin, Classifi
         scheduler (`SchedulerMixin`): Noise schedule and steps; any but a `DDPMScheduler` is turned into one of the same
             schedule, so that one saved folder serves this pipeline and [`ClassifierGuidedDDIMPipeline`].
         classifier ([`NoisyClassifierModel`], *optional*): Guides; without it only `classifier_scale=0` is possible.
-        ddpm_num_inference_steps, ddim_num_inference_steps (`int`): Steps where a call names none.
+        solver (`SchedulerMixin`, *optional*): Of [`ClassifierGuidedDDIMPipeline`], kept in the saved folder.
+        ddpm_num_inference_steps, ddim_num_inference_steps, solver_num_inference_steps (`int`): Steps of a `DDPMScheduler`, a
+            `DDIMScheduler` and any other where a call names none.
         ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.
 
     Raises:

@@ -12,7 +12,6 @@ from diffusers_cg.diffusion import (
     Generators,
     augment_low_res,
     check_augmentation_level,
-    check_eta,
     is_ancestral,
     to_ddim_scheduler,
     to_ddpm_scheduler,
@@ -48,7 +47,9 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
             `classifier_scale=0` is possible.
         low_res_size (`int` or `tuple[int, int]`): Height and width of the low-resolution images that the unet was
             trained on.
-        ddpm_num_inference_steps, ddim_num_inference_steps (`int`): Steps where a call names none.
+        solver (`SchedulerMixin`, *optional*): What to assign to `scheduler` for few steps, as `sample --sampler ddim` does.
+        ddpm_num_inference_steps, ddim_num_inference_steps, solver_num_inference_steps (`int`): Steps of a `DDPMScheduler`, a
+            `DDIMScheduler` and any other where a call names none.
         ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.
 
     Raises:
@@ -62,19 +63,23 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         scheduler: SchedulerMixin,
         classifier: NoisyClassifierModel | None = None,
         low_res_size: int | Sequence[int] | None = None,  # a default, or diffusers takes it for a component
+        solver: SchedulerMixin | None = None,
         ddpm_num_inference_steps: int = 250,
         ddpm_classifier_scale: float = 1.0,
         ddim_num_inference_steps: int = 25,
         ddim_classifier_scale: float = 1.0,
+        solver_num_inference_steps: int = 25,
     ):
         super().__init__(
             unet,
             scheduler,
             classifier,
+            solver,
             ddpm_num_inference_steps=ddpm_num_inference_steps,
             ddpm_classifier_scale=ddpm_classifier_scale,
             ddim_num_inference_steps=ddim_num_inference_steps,
             ddim_classifier_scale=ddim_classifier_scale,
+            solver_num_inference_steps=solver_num_inference_steps,
         )
         check_low_res_size(low_res_size, unet.config.sample_size)
         self.register_to_config(low_res_size=low_res_size)
@@ -112,7 +117,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         timesteps: Sequence[int] | None = None,
         classifier_scale: float | Sequence[float] | torch.Tensor | None = None,
         guidance: Guidance | GuidanceFunction | None = None,
-        eta: float = 0.0,
+        eta: float | None = None,
         low_res_noise: float = 0.0,
         low_res_blur: float = 0.0,
         generator: Generators = None,
@@ -130,7 +135,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
                 tensors (B, C, h, w) floating point in [0, 1].
             class_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): One for all images or one per image.
                 May be None for an unconditional unet without guidance.
-            eta (`float`): Noise added at each step, from 0 to 1, for a `DDIMScheduler` only.
+            eta (`float`, *optional*): As in [`ClassifierGuidedDDIMPipeline.__call__`], unless the scheduler is a `DDPMScheduler`.
             low_res_noise (`float`): Standard deviation of noise to add to `image` (as if it spanned [-1, 1]), for an
                 upsampler trained with `--low_res_noise` of at least as much: hides faults of generated images.
             low_res_blur (`float`): Standard deviation of a blur of `image` in its pixels, likewise.
@@ -149,8 +154,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         self.check_output_type(output_type)
         on_step_end = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         shape = self.prepare_shape()
-        scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps)
-        check_eta(eta, scheduler)
+        scheduler, diffusion = self.prepare_steps(num_inference_steps, timesteps, eta)
         low_res = self.prepare_image(image, self.low_res_shape)
         labels = self.prepare_class_labels(class_labels, len(low_res))
         guidance = self.prepare_guidance(guidance, labels, classifier_scale, len(low_res), shape, scheduler, eta)
@@ -164,7 +168,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         if self.algorithm == "ddpm":
             take_step = ddpm_steps(diffusion, guidance)
         else:
-            take_step = ddim_steps(scheduler, diffusion, guidance, eta, generator)
+            take_step = ddim_steps(scheduler, diffusion, guidance, eta or 0.0, generator)
         sample, cost = self.denoise(
             latents, take_step, diffusion, timesteps, guidance, labels, generator, on_step_end, low_res
         )

@@ -31,7 +31,7 @@ class PurificationMixin:
         Args:
             image (`torch.Tensor`): (B, C, H, W) in [0, 1], of a size that the unet takes.
             strength (`float`): t* of the paper: the share of the steps that is taken, the last ones, above 0 and up to 1, at
-                which nothing is left of the image.
+                which nothing is left of the image. The steps are DDPM's or DDIM's.
             class_labels (`int`, sequence of `int` or `torch.Tensor`, *optional*): As of a call.
             num_inference_steps (`int`, *optional*): Of which `strength` is the share; the saved default otherwise.
             classifier_scale, guidance, generator: As of a call; not guided unless asked.
@@ -45,6 +45,9 @@ class PurificationMixin:
         """
         if not isinstance(image, torch.Tensor) or image.ndim != 4:
             raise InputError("`image` must be a torch.Tensor of shape (batch, channels, height, width).")
+        options = (
+            {"eta": 0.0} if self.algorithm == "ddim" else {}
+        )  # steps that have a gradient, whether one is asked for or not
         has_gradient = torch.is_grad_enabled() and image.requires_grad
         with self.differentiable(checkpointing) if has_gradient else nullcontext():
             return self(
@@ -58,4 +61,5 @@ class PurificationMixin:
                 output_type="pt",
                 height=image.shape[2],
                 width=image.shape[3],
+                **options,
             ).images

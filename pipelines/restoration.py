@@ -114,7 +114,9 @@ class RestorationMixin:
         if not isinstance(operator, LinearOperator) and callable(operator):
             operator = FunctionOperator(operator, image_shape=self.prepare_shape())
         measurement = self.prepare_measurement(measurement, operator)
-        options = {"eta": eta} if self.algorithm == "ddim" and method in ("dps", "pigdm") else {}
+        options = {}
+        if self.algorithm == "ddim":  # the steps that the methods are defined on
+            options["eta"] = eta if method in ("dps", "pigdm") else 0.0
         by_measurement = chosen.guidance(operator, measurement, noise_std, **of_method)
         return self(
             class_labels,

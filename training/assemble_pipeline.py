@@ -2,17 +2,18 @@
 
     python training/assemble_pipeline.py --unet my-unet --classifier my-classifier --output_dir my-pipeline
 
-`ClassifierGuidedDDPMPipeline` and `ClassifierGuidedDDIMPipeline` both load that folder. Of an upsampling unet (one trained
+`ClassifierGuidedDDPMPipeline` and `ClassifierGuidedDDIMPipeline` both load that folder; the latter draws by its solver, the
+stochastic DPM-Solver++, which was best in few steps (benchmarks/README.md), or `from_pretrained(..., solver=None)` by DDIM. Of an upsampling unet (one trained
 with `--low_res_size`) and a classifier at its high resolution it becomes a `ClassifierGuidedSuperResolutionPipeline`.
 What their trainings tell in `training.json` comes along, for the model card.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from diffusers import DDPMScheduler
-from pydantic import FiniteFloat, PositiveInt
+from pydantic import Field, FiniteFloat, PositiveInt
 
 from diffusers_cg import (
     ADMUNet2DModel,
@@ -21,8 +22,9 @@ from diffusers_cg import (
     NoisyClassifierModel,
 )
 from diffusers_cg.data.files import atomic_directory
-from diffusers_cg.diffusion import check_trained_process
+from diffusers_cg.diffusion import check_trained_process, to_ddim_scheduler
 from diffusers_cg.errors import InputError
+from diffusers_cg.generation import SchedulerChoice
 from diffusers_cg.models import DTYPES
 from diffusers_cg.training.record import assembled_record, write_record
 from diffusers_cg_cli.command import command
@@ -48,6 +50,14 @@ class AssembleSettings(Settings):
     """Default steps, saved."""
     ddim_classifier_scale: FiniteFloat = 1.0
     """Default scale, saved."""
+    solver: Annotated[list[str], Field(min_length=1)] = [
+        "DPMSolverMultistepScheduler",
+        "algorithm_type=sde-dpmsolver++",
+    ]
+    """Class of diffusers, or EDMHeunScheduler, that ClassifierGuidedDDIMPipeline draws with, then its options, saved; DDIMScheduler
+    for the paper's. An upsampler has it for sample --sampler ddim."""
+    solver_num_inference_steps: PositiveInt = 25
+    """Default steps of the solver, saved."""
 
 
 @command
@@ -75,14 +85,17 @@ def main(settings: AssembleSettings) -> None:
     if unet.config.low_res_channels:
         pipeline_class = ClassifierGuidedSuperResolutionPipeline
         own["low_res_size"] = pipeline_class.load_config(settings.unet).get("low_res_size")
+    scheduler = DDPMScheduler.from_pretrained(settings.unet, subfolder="scheduler")
     pipe = pipeline_class(
         unet,
-        DDPMScheduler.from_pretrained(settings.unet, subfolder="scheduler"),
+        scheduler,
         classifier,
+        solver=SchedulerChoice.parse(settings.solver).of(to_ddim_scheduler(scheduler)),
         ddpm_num_inference_steps=settings.ddpm_num_inference_steps,
         ddpm_classifier_scale=settings.ddpm_classifier_scale,
         ddim_num_inference_steps=settings.ddim_num_inference_steps,
         ddim_classifier_scale=settings.ddim_classifier_scale,
+        solver_num_inference_steps=settings.solver_num_inference_steps,
         **own,
     )
     unconditional = None

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from diffusers_cg_cli.edited import EditedSettings, label_of, labels_of, open_source, to_work
 from diffusers_cg_cli.shared import Class, SteeredSettings, open_steering, side_of_squares
@@ -13,7 +13,7 @@ class EditSettings(EditedSettings, SteeredSettings):
 
     DDIM leads each back to noise, as far as --strength says, and it is drawn from there with guidance to --class_label. A
     conditional model is told the class that it comes from: its subfolder's, or --source_class. With --noise, noise is added
-    to it instead. Images are resized and cropped in the middle as for training. Stopped and started again it goes on;
+    to it instead, which --scheduler takes away. Images are resized and cropped in the middle as for training. Stopped and started again it goes on;
     `accelerate launch -m diffusers_cg edit ...` shares the work among several processes. grid.png shows some before and after.
     """
 
@@ -31,6 +31,14 @@ class EditSettings(EditedSettings, SteeredSettings):
 
     num_inversion_steps: PositiveInt | None = None
     """Steps of the whole way back to noise; as many as --num_inference_steps by default."""
+
+    @model_validator(mode="after")
+    def _check_scheduler(self) -> "EditSettings":
+        if self.scheduler is not None and not self.noise:
+            raise ValueError(
+                "--scheduler goes with --noise: what DDIM leads back to noise, DDIM's steps draw from there"
+            )
+        return self
 
 
 def run(settings: EditSettings) -> None:

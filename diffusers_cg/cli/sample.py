@@ -23,8 +23,9 @@ class SampleSettings(SteeredSettings, DrawSettings):
     num_samples: PositiveInt = 16
     """Images in all."""
 
-    sampler: Literal["ddpm", "ddim"] | None = None
-    """Algorithm 1 (ddpm, the default) or 2 of the paper, in both stages; ddim goes with most of --scheduler."""
+    sampler: Literal["ddpm", "ddim", "solver"] | None = None
+    """Algorithm 1 (ddpm, the default) or 2 of the paper, in both stages: 2 by DDIM or a --scheduler, or by the solver that is saved with
+    the model."""
 
     num_inference_steps: PositiveInt | None = None
     """Steps of the first stage; saved with it by default."""
@@ -84,9 +85,9 @@ def run(settings: SampleSettings) -> None:
     from diffusers_cg.models import DTYPES
 
     scheduler, guidance = open_steering(settings)
-    algorithm = settings.sampler or ("ddpm" if scheduler is None else scheduler.algorithm)
+    sampler = settings.sampler or ("ddpm" if scheduler is None else scheduler.sampler)
     common = {
-        "algorithm": algorithm,
+        "sampler": sampler,
         "scheduler": scheduler,
         "dtype": DTYPES[settings.dtype],
         "eta": settings.eta,

@@ -12,7 +12,9 @@ from diffusers_cg_cli.shared import DrawSettings, Scale, SteeredSettings, open_s
 
 def _check_sampler(text: str) -> str:
     if not re.fullmatch(r"\w+:\d+", text):
-        raise ValueError(f"a sampler is ddpm, ddim or a scheduler's class and its steps, as in ddpm:250, not {text}")
+        raise ValueError(
+            f"a sampler is ddpm, ddim, solver or a scheduler's class and its steps, as in ddpm:250, not {text}"
+        )
     return text
 
 
@@ -40,7 +42,8 @@ class SweepSettings(ReferenceSettings, SteeredSettings, DrawSettings):
     samplers: Annotated[
         list[Annotated[str, AfterValidator(_check_sampler)]], Field(min_length=1), AfterValidator(_check_each_once)
     ]
-    """ddpm, ddim or a scheduler's class, and its steps, as in ddpm:250 ddim:25 DPMSolverMultistepScheduler:10."""
+    """ddpm, ddim, solver (the one saved with the model) or a scheduler's class, and its steps, as in ddpm:250 ddim:25
+    DPMSolverMultistepScheduler:10."""
 
     num_samples: PositiveInt
     """Images for every sampler and scale."""
@@ -72,15 +75,14 @@ def run(settings: SweepSettings) -> None:
     of_ddim, guidance = open_steering(settings)
     pipelines, shared = {}, SharedNetworks()
     for sampler, steps in (text.split(":") for text in settings.samplers):
-        if sampler in ("ddpm", "ddim"):
-            algorithm, scheduler = sampler, of_ddim if sampler == "ddim" else None
-        else:
+        scheduler = of_ddim if sampler == "ddim" else None
+        if sampler not in ("ddpm", "ddim", "solver"):
             scheduler = SchedulerChoice.parse([sampler])
-            algorithm = scheduler.algorithm
+            sampler = scheduler.sampler
         for scale in settings.scales:
             saved = SavedPipeline(
                 settings.model,
-                algorithm,
+                sampler,
                 int(steps),
                 classifier_scale=scale if guidance is None else 0.0,
                 dtype=DTYPES[settings.dtype],

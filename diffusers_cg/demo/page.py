@@ -63,9 +63,12 @@ class DemoModel:
         scheduler: SchedulerChoice | None = None,
         guidance: GuidanceFile | None = None,
     ):
-        self.pipes = {name: cls(**pipe.components, **pipe.parameters) for name, cls in PIPELINES.items()}
+        components = pipe.components
         if scheduler is not None:
-            stepped = self.pipes[scheduler.algorithm]
+            components["solver"] = None  # its options are none of another scheduler's
+        self.pipes = {name: PIPELINES[name](**components, **pipe.parameters) for name in ("ddpm", "ddim")}
+        if scheduler is not None:
+            stepped = self.pipes[scheduler.sampler]
             stepped.scheduler = scheduler.of(stepped.scheduler)
         self.inpaint_pipe = ClassifierGuidedInpaintPipeline(**self.pipes["ddpm"].components, **pipe.parameters)
         self.guidance = None if guidance is None else guidance.load(pipe)
@@ -123,7 +126,10 @@ class DemoModel:
         """What is saved with the model; a guidance of its own goes as far as it says."""
         if setting == "classifier_scale" and self.guidance is not None:
             return 1.0
-        return self.pipes[algorithm].config[f"{algorithm}_{setting}"]
+        pipe = self.pipes[algorithm]
+        if setting == "num_inference_steps":
+            return pipe.saved_num_inference_steps(pipe.scheduler)
+        return pipe.config[f"{algorithm}_{setting}"]
 
     def draw(
         self,

@@ -152,6 +152,28 @@ def to_ddim_scheduler(scheduler: SchedulerMixin) -> SchedulerMixin:
     return scheduler
 
 
+def to_ddim_steps(scheduler: SchedulerMixin) -> DDIMScheduler:
+    """For what DDIM alone defines: a `DDIMScheduler` of the same noise schedule ("leading" spacing), or `scheduler` if it is one."""
+    if isinstance(scheduler, DDIMScheduler):
+        return scheduler
+    return _converted(scheduler, DDIMScheduler, timestep_spacing="leading")
+
+
+def check_solver(solver: SchedulerMixin, scheduler: SchedulerMixin) -> None:
+    """Raises `InputError` unless `solver` can step on guided noise as it is, on the noise schedule of `scheduler`."""
+    if to_ddim_scheduler(solver) is not solver:
+        raise InputError(
+            f"`solver` must be what steps on guided noise ({', '.join(each.__name__ for each in SOLVERS + IN_SIGMA)}), got a "
+            f"{type(solver).__name__}."
+        )
+    betas = [torch.as_tensor(each.betas) for each in (solver, scheduler) if hasattr(each, "betas")]
+    if len(betas) < 2 or not torch.equal(*betas):
+        raise InputError(
+            f"The solver, a {type(solver).__name__}, is of another noise schedule than the scheduler, a "
+            f"{type(scheduler).__name__}: make it by from_config of the scheduler's config."
+        )
+
+
 def _converted(scheduler: SchedulerMixin, kind: type[SchedulerMixin], **options: str) -> SchedulerMixin:
     """A scheduler of that kind with the same noise schedule.
 
@@ -360,12 +382,14 @@ def _whole_numbers(timesteps: Sequence[int]) -> list[int]:
 
 
 def check_eta(eta: float, scheduler: SchedulerMixin) -> None:
-    """Raises `InputError` unless `eta` is a number in [0, 1], and 0 where the scheduler knows no such thing."""
+    """Raises `InputError` unless `eta` is a number in [0, 1], and the scheduler's steps know such a thing."""
     is_number = isinstance(eta, Real) or (isinstance(eta, torch.Tensor) and eta.numel() == 1)
     if not is_number or not 0.0 <= eta <= 1.0:
         raise InputError(f"`eta` must lie in [0, 1], got {eta!r}.")
-    if eta > 0 and not isinstance(scheduler, DDIMScheduler):
-        raise InputError(f"`eta` needs a DDIMScheduler, but this pipeline's is a {type(scheduler).__name__}.")
+    if is_ancestral(scheduler):
+        raise InputError(
+            f"`eta` is of DDIM's steps, but those of a {type(scheduler).__name__} add all their noise: leave it out."
+        )
 
 
 def warn_of_amplification(diffusion: GaussianDiffusion) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import ModelMixin
+from diffusers import DDIMScheduler, ModelMixin
 
 from diffusers_cg.data.files import read_json
 from diffusers_cg.diffusion import TRAINED_WITH, check_augmentation_level, to_ddim_scheduler, to_ddpm_scheduler
@@ -28,7 +28,11 @@ from diffusers_cg.pipelines import (
 
 logger = logging.getLogger(__name__)
 
-PIPELINES = {"ddpm": ClassifierGuidedDDPMPipeline, "ddim": ClassifierGuidedDDIMPipeline}
+PIPELINES = {
+    "ddpm": ClassifierGuidedDDPMPipeline,
+    "ddim": ClassifierGuidedDDIMPipeline,
+    "solver": ClassifierGuidedDDIMPipeline,
+}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -53,19 +57,19 @@ class SavedPipeline:
 
     Args:
         path (`str`): Its folder, or its name on the Hub.
-        algorithm (`"ddpm"` or `"ddim"`): Algorithm 1 or 2.
+        sampler (`"ddpm"`, `"ddim"` or `"solver"`): Algorithm 1, Algorithm 2 by DDIM, or by the solver that is saved with it.
         num_inference_steps (`int`, *optional*): The saved default otherwise.
         classifier_scale (`float`, *optional*): The saved default otherwise.
         dtype (`torch.dtype`): Of the networks' weights.
         eta, timesteps, low_res_noise, low_res_blur (*optional*): As a call takes them; left out otherwise.
-        scheduler ([`SchedulerChoice`], *optional*): In place of the saved one, for the same algorithm.
+        scheduler ([`SchedulerChoice`], *optional*): In place of the saved one, of the sampler ddpm or ddim.
         guidance ([`GuidanceFile`], *optional*): In place of the classifier's, or beside it if a `classifier_scale` is given.
         guidance_weight (`float`): How far that guidance goes; at 0 it has no part in anything.
         shared ([`SharedNetworks`], *optional*): Those that others of the same path and dtype draw with, too.
     """
 
     path: str
-    algorithm: Literal["ddpm", "ddim"] = "ddpm"
+    sampler: Literal["ddpm", "ddim", "solver"] = "ddpm"
     num_inference_steps: int | None = None
     classifier_scale: float | None = None
     dtype: torch.dtype = torch.float32
@@ -80,18 +84,18 @@ class SavedPipeline:
 
     @property
     def steps(self) -> str:
-        """Whose steps are taken: the name of the scheduler, or else of the algorithm."""
-        return self.algorithm if self.scheduler is None else self.scheduler.name
+        """Whose steps are taken: the name of the scheduler, or else of the sampler."""
+        return self.sampler if self.scheduler is None else self.scheduler.name
 
     def load(self, pipeline_class: type[ClassifierGuidedPipeline] | None = None) -> ClassifierGuidedPipeline:
-        """The pipeline, which draws from noise; as one of `pipeline_class`, or else of its algorithm's.
+        """The pipeline, which draws from noise; as one of `pipeline_class`, or else of its sampler's.
 
         It is on the CPU unless its networks are shared ones, which are where they were.
 
         Raises:
-            InputError: if there is none, or it upsamples.
+            InputError: if there is none, or it upsamples, or has no solver where one is to draw.
         """
-        return self._with_scheduler(self._load(pipeline_class or PIPELINES[self.algorithm]))
+        return self._with_scheduler(self._load(pipeline_class or PIPELINES[self.sampler]))
 
     def load_upsampler(self) -> ClassifierGuidedSuperResolutionPipeline:
         """The pipeline, which upsamples, on the CPU.
@@ -100,7 +104,9 @@ class SavedPipeline:
             InputError: if there is none, or it does not upsample.
         """
         pipe = self._load(ClassifierGuidedSuperResolutionPipeline)
-        if self.algorithm == "ddim":
+        if self.sampler == "solver":
+            pipe.scheduler = pipe.solver
+        elif self.sampler == "ddim":
             pipe.scheduler = to_ddim_scheduler(pipe.scheduler)
         else:
             pipe.scheduler = to_ddpm_scheduler(pipe.scheduler, pipe.unet.predicts_variance)
@@ -109,10 +115,10 @@ class SavedPipeline:
     def _with_scheduler(self, pipe: ClassifierGuidedPipeline) -> ClassifierGuidedPipeline:
         if self.scheduler is None:
             return pipe
-        if self.scheduler.algorithm != self.algorithm:
+        if self.scheduler.sampler != self.sampler:
             raise InputError(
-                f"{self.scheduler.name} takes the steps of the sampler {self.scheduler.algorithm}, not those of "
-                f"{self.algorithm}: leave the sampler out, or name another scheduler."
+                f"{self.scheduler.name} takes the steps of the sampler {self.scheduler.sampler}, not those of "
+                f"{self.sampler}: leave the sampler out, or name another scheduler."
             )
         pipe.scheduler = self.scheduler.of(pipe.scheduler)
         return pipe
@@ -120,13 +126,18 @@ class SavedPipeline:
     def _load(self, pipeline_class: type[ClassifierGuidedPipeline]) -> ClassifierGuidedPipeline:
         check_path(self.path)
         shared = {} if self.shared is None else self.shared.by_name
+        without_solver = {"solver": None} if self.sampler == "ddim" else {}
         try:
-            pipe = pipeline_class.from_pretrained(self.path, dtype=self.dtype, **shared)
+            pipe = pipeline_class.from_pretrained(self.path, dtype=self.dtype, **shared, **without_solver)
         except InputError:
             raise
         # diffusers' own, of a folder or repository that holds something else
         except (ValueError, NotImplementedError) as error:
             raise InputError(f"{self.path} does not load as a {pipeline_class.__name__}: {error}") from error
+        if self.sampler == "solver" and pipe.solver is None:
+            raise InputError(
+                f"No solver is saved in {self.path}: draw by the sampler ddpm or ddim, or by a scheduler's class."
+            )
         shared.update((name, part) for name, part in pipe.components.items() if isinstance(part, ModelMixin))
         return pipe
 
@@ -154,8 +165,8 @@ class SavedPipeline:
 
     def check(self, pipe: ClassifierGuidedPipeline, classes: Sequence[int] | None) -> None:
         """Raises `InputError` where a call would for one of these classes; nothing is computed."""
-        if self.eta is not None and self.algorithm == "ddpm":
-            raise InputError("`eta` is for the sampler ddim: ddpm adds all the noise of its steps.")
+        if self.eta is not None and self.steps not in ("ddim", DDIMScheduler.__name__):
+            raise InputError(f"`eta` is for the sampler ddim, not for {self.steps}: leave it out, or take that one.")
         for name in ("low_res_noise", "low_res_blur"):
             check_augmentation_level(name, self.options.get(name, 0.0))
         pipe.check_call(
@@ -164,7 +175,7 @@ class SavedPipeline:
             timesteps=self.timesteps,
             classifier_scale=self.resolve_scale(pipe),
             guidance=self.load_guidance(pipe),
-            eta=self.eta or 0.0,
+            eta=self.eta,
         )
 
     def resolve_scale(self, pipe: ClassifierGuidedPipeline) -> float:
@@ -183,9 +194,9 @@ class SavedPipeline:
 
     def settings(self, pipe: ClassifierGuidedPipeline) -> dict[str, Any]:
         """What the images follow from beside their seed and classes, for `sampling.json`."""
-        settings = {"path": str(self.path), "sampler": self.algorithm}
+        settings = {"path": str(self.path), "sampler": self.sampler}
         if self.timesteps is None:
-            saved = pipe.config[f"{pipe.algorithm}_num_inference_steps"]
+            saved = pipe.saved_num_inference_steps(pipe.scheduler_for(self.eta))
             settings["num_inference_steps"] = saved if self.num_inference_steps is None else self.num_inference_steps
         return {
             **settings,
@@ -203,7 +214,7 @@ def fingerprint(pipe: ClassifierGuidedPipeline) -> str:
     """SHA-256, shortened, of the configuration and the weights of all components."""
     digest = hashlib.sha256()
     for name, component in sorted(pipe.components.items()):
-        if component is None:
+        if component is None or name == "solver":  # which counts where it is the scheduler
             continue
         config = {  # folders begun before networks stated how they were trained go on
             key: value
@@ -258,7 +269,7 @@ def class_labels(pipe: ClassifierGuidedPipeline, classes: Sequence[int | str]) -
 
 
 def common_classes(pipelines: Collection[SavedPipeline], classes: Sequence[int | str] | None) -> Sequence[int] | None:
-    """Classes to draw by all of some pipelines that differ in algorithm, scheduler, steps and scale alone: those that any of them needs.
+    """Classes to draw by all of some pipelines that differ in sampler, scheduler, steps and scale alone: those that any of them needs.
 
     Raises:
         InputError: where drawing by one of them would.

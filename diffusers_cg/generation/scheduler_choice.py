@@ -56,8 +56,8 @@ class SchedulerChoice:
         return cls(name, values.model_dump(exclude_unset=True))
 
     @property
-    def algorithm(self) -> Literal["ddpm", "ddim"]:
-        """Whose steps it takes."""
+    def sampler(self) -> Literal["ddpm", "ddim"]:
+        """The sampler whose steps it takes."""
         return "ddpm" if self.name == DDPMScheduler.__name__ else "ddim"
 
     @property

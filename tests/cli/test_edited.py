@@ -144,6 +144,7 @@ def test_an_unconditional_model_needs_no_class(call):
     [
         (["edit", *STEPS], "class_label"),
         ([*EDIT, "--strength", 0], "strength"),
+        ([*EDIT, "--scheduler", "UniPCMultistepScheduler"], "--noise"),
         ([*EDIT, "--class_label", "owls"], "owl"),
         ([*EDIT, "--source_class", 9], "0..4"),
         ([*INPAINT, "--masks", "nowhere.png"], "nowhere.png"),

@@ -391,7 +391,7 @@ def test_a_page_of_a_scheduler_and_a_guidance(saved, guidance):
             "EulerDiscreteScheduler takes the steps of the sampler ddim",
         ),
         (["DDPMScheduler", "--sampler", "ddim"], "DDPMScheduler takes the steps of the sampler ddpm"),
-        (["EulerDiscreteScheduler", "--eta", 1], "`eta` needs a DDIMScheduler"),
+        (["EulerDiscreteScheduler", "--eta", 1], "`eta` is for the sampler ddim"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )

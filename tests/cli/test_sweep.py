@@ -178,7 +178,11 @@ def test_statistics_alone_as_a_reference(sweep, given, tmp_path):
 @pytest.mark.parametrize(
     ("model", "argv", "said"),
     [
-        ("model", ["--samplers", "ddpm"], "--samplers: a sampler is ddpm, ddim or a scheduler's class and its steps"),
+        (
+            "model",
+            ["--samplers", "ddpm"],
+            "--samplers: a sampler is ddpm, ddim, solver or a scheduler's class and its steps",
+        ),
         (
             "model",
             ["--samplers", "plms:3"],

@@ -175,8 +175,8 @@ def test_cascade_is_the_chain_of_both_pipelines(generate, saved, tmp_path, algor
     generate(
         "base",
         "up",
-        of_base={"algorithm": algorithm, "classifier_scale": 2.0},
-        of_upsampler={"algorithm": algorithm, "classifier_scale": 3.0, "low_res_noise": 0.1},
+        of_base={"sampler": algorithm, "classifier_scale": 2.0},
+        of_upsampler={"sampler": algorithm, "classifier_scale": 3.0, "low_res_noise": 0.1},
         classes=[4],
         num_samples=1,
     )
@@ -196,7 +196,7 @@ def test_cascade_is_the_chain_of_both_pipelines(generate, saved, tmp_path, algor
 
 
 def test_options_of_ddim(generate, saved, tmp_path):
-    options = {"algorithm": "ddim", "num_inference_steps": None, "timesteps": [900, 20], "eta": 0.5}
+    options = {"sampler": "ddim", "num_inference_steps": None, "timesteps": [900, 20], "eta": 0.5}
     generate("base", of_base=options, classes=[4], num_samples=1)
     pipe = ClassifierGuidedDDIMPipeline.from_pretrained(saved / "base")
     generator = [ImageToDraw(4, 0).generator(0, 0)]
@@ -449,7 +449,7 @@ def test_more_images_of_the_same(generate, tmp_path, count_unet_passes):
     [
         ("base", {"seed": 1}, r"seed 0 \(now 1\)"),
         ("base", {"of_base": {"classifier_scale": 3.0}}, r"base.classifier_scale 1.0 \(now 3.0\)"),
-        ("base", {"of_base": {"algorithm": "ddim"}}, r"base.sampler ddpm \(now ddim\)"),
+        ("base", {"of_base": {"sampler": "ddim"}}, r"base.sampler ddpm \(now ddim\)"),
         ("base", {"of_base": {"num_inference_steps": 4}}, r"base.num_inference_steps 3 \(now 4\)"),
         ("base", {"random_classes": True}, r"random_classes False \(now True\)"),
         ("base", {"classes": [3, 4]}, r"classes \[3\] \(now \[3, 4\]\)"),
@@ -484,7 +484,7 @@ def test_only_a_folder_of_samples_is_written_to(generate, tmp_path):
 # ----------------------------------------------------------------------------------------------------------- bad input
 
 
-DDIM = {"algorithm": "ddim"}
+DDIM = {"sampler": "ddim"}
 
 
 @pytest.mark.parametrize(

@@ -614,12 +614,6 @@ def test_eta_out_of_range(pipes, eta):
     check_refused(pipes[DDIM], {"eta": eta}, ValueError, rf"`eta` must lie in \[0, 1\], got {eta}")
 
 
-def test_eta_for_another_scheduler():
-    pipe = tiny.pipeline(DDIM, scheduler=DPMSolverMultistepScheduler())
-    said = "`eta` needs a DDIMScheduler, but this pipeline's is a DPMSolverMultistepScheduler"
-    check_refused(pipe, {"eta": 0.5}, ValueError, said)
-
-
 def test_timesteps_for_a_scheduler_that_takes_none():
     pipe = tiny.pipeline(DDIM, scheduler=UniPCMultistepScheduler())
     check_refused(pipe, {"timesteps": [900, 10]}, ValueError, "takes no `timesteps` of its own")

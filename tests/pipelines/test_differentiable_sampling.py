@@ -4,7 +4,7 @@ import exact
 import pytest
 import tiny
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from tiny import seeded
 
 from diffusers_cg import (
@@ -192,17 +192,6 @@ def constant(step):
 def test_what_has_no_gradient_is_said(pipes, options, said):
     with pytest.raises(InputError, match=said):
         gradient(pipes[ClassifierGuidedDDIMPipeline], **options)
-
-
-def test_solvers_that_look_back_are_refused():
-    pipe = tiny.pipeline(ClassifierGuidedDDIMPipeline, scheduler=DPMSolverMultistepScheduler())
-    with pipe.differentiable():
-        tiny.check_refused(
-            pipe,
-            {"class_labels": [0, 3], "output_type": "pt"},
-            InputError,
-            "DPMSolverMultistepScheduler has no differentiable",
-        )
 
 
 def test_an_upsampler_has_a_gradient_in_its_latents_alone():

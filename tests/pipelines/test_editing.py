@@ -202,22 +202,19 @@ def test_what_cannot_start_in_the_middle_is_refused_by_name(scheduler):
 # --------------------------------------------------------------------------------------------------------------- edit
 
 
-def exact_edit(image, scheduler=DETERMINISTIC["ddim"], conditional=True, **options):
-    pipe = DDIM(ExactUNet(num_class_embeds=2 if conditional else None), scheduler, ExactClassifier())
+def exact_edit(image, conditional=True, **options):
+    pipe = DDIM(ExactUNet(num_class_embeds=2 if conditional else None), DETERMINISTIC["ddim"], ExactClassifier())
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 150, "classifier_scale": 0.0, "output_type": "latent", **options}
     return pipe.edit((image + 1) / 2, **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "num_inversion_steps", "strength"),
-    [("ddim", None, 0.3), ("ddim", 300, 1.0), ("unipc", 300, 0.3), ("unipc", None, 0.7)],
-)
-def test_edit_in_a_gaussian(name, num_inversion_steps, strength):
+@pytest.mark.parametrize(("num_inversion_steps", "strength"), [(None, 0.3), (300, 1.0), (300, 0.3), (None, 0.7)])
+def test_edit_in_a_gaussian(num_inversion_steps, strength):
     """The own label reconstructs; another one leads to the image that the two ways from and to the noise level imply."""
     image, taken = MEANS[0] + 0.4 * torch.tensor([1.0, -1.0, 0.5, 0.0]).reshape(1, 1, 2, 2), []
     output = exact_edit(
-        image, SAMPLERS[name], class_labels=[0, 1], source_labels=0, strength=strength, num_inversion_steps=num_inversion_steps,
+        image, class_labels=[0, 1], source_labels=0, strength=strength, num_inversion_steps=num_inversion_steps,
         callback_on_step_end=lambda pipe, step, t, tensors: taken.append(t.item()) or {},
     )  # fmt: skip
     abar, variance = levels(taken[0])
@@ -264,9 +261,3 @@ def test_bad_input_of_edit(conditional, changed, said):
     with pytest.raises(InputError, match=said):
         conditional.edit(**{"image": IMAGES, "class_labels": [0, 3], "source_labels": 0, **changed})
     assert not passes
-
-
-def test_edit_is_refused_by_name_between_timesteps():
-    pipe = tiny.pipeline(DDIM, scheduler=EulerDiscreteScheduler())
-    with pytest.raises(InputError, match="EulerDiscreteScheduler starts between timesteps"):
-        pipe.edit(IMAGES, [0, 3])

@@ -286,7 +286,7 @@ REFUSED = {
     "label out of range": ({"class_labels": 5}, ValueError, r"`class_labels` must lie in 0\.\.4"),
     "missing labels": ({"class_labels": None}, ValueError, "`class_labels` are missing: guidance"),
     "other latents": ({"latents": torch.zeros(1, 3, 8, 8)}, ValueError, r"`latents` must be of shape \(2, 3, 8, 8\)"),
-    "eta for DDPM": ({"eta": 0.5}, ValueError, "`eta` needs a DDIMScheduler, but this pipeline's is a DDPMScheduler"),
+    "eta for DDPM": ({"eta": 0.5}, ValueError, "`eta` is of DDIM's steps, but those of a DDPMScheduler"),
     "negative noise": ({"low_res_noise": -0.1}, ValueError, "`low_res_noise` must be a finite number of at least 0"),
     "NaN blur": ({"low_res_blur": math.nan}, ValueError, "`low_res_blur` must be a finite number of at least 0"),
     "noise per image": ({"low_res_noise": [0.1, 0.2]}, ValueError, "`low_res_noise` must be a finite number"),

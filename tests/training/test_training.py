@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UniPCMultistepScheduler
 from PIL import Image
 from processes import ROOT, Signal, run_command, run_function, run_script
 from reference import DATA
@@ -227,11 +227,27 @@ def test_from_digits_to_guided_samples_as_typed(few_digits, tiny_flags, train, t
     train("train_unet", output_dir=unconditional, class_conditional=False, **v_prediction)
 
     parts = ["--unet", unet, "--classifier", classifier, "--unconditional_unet", unconditional]
-    defaults = ["--ddim_num_inference_steps", 2, "--ddim_classifier_scale", 3, "--ddpm_num_inference_steps", 3]
+    defaults = ["--solver_num_inference_steps", 2, "--ddim_classifier_scale", 3, "--ddpm_num_inference_steps", 3]
     for dtype in ("fp32", "fp16"):
         output = ["--dtype", dtype, "--output_dir", tmp_path / dtype]
         ended = run_command("assemble_pipeline", *parts, *defaults, *output, log=tmp_path / "log")
         assert ended.status == 0, ended.output
+
+    by_solver = ["--solver", "UniPCMultistepScheduler", "solver_order=1", "--output_dir", tmp_path / "unipc"]
+    ended = run_command("assemble_pipeline", *parts, *by_solver, log=tmp_path / "log")
+    assert ended.status == 0, ended.output
+    pipe = ClassifierGuidedDDIMPipeline.from_pretrained(tmp_path / "unipc")
+    assert isinstance(pipe.scheduler, UniPCMultistepScheduler) and pipe.scheduler.config.solver_order == 1
+    ended = run_command(
+        "assemble_pipeline",
+        *parts,
+        "--solver",
+        "LCMScheduler",
+        "--output_dir",
+        tmp_path / "none",
+        log=tmp_path / "log",
+    )
+    assert ended.status == 2 and "LCMScheduler cannot be guided" in ended.output and not (tmp_path / "none").exists()
 
     # of which the one scheduler of a pipeline says another thing
     output = ["--output_dir", tmp_path / "mixed"]
@@ -247,6 +263,7 @@ def test_from_digits_to_guided_samples_as_typed(few_digits, tiny_flags, train, t
         assert {pipe.unet.dtype, pipe.classifier.dtype} == {torch.float32}
         assert pipe.class_names == ["0", "1", "2"]
         assert pipe.scheduler.config.prediction_type == "v_prediction"
+        assert pipe.scheduler.config.algorithm_type == "sde-dpmsolver++"
         generator = torch.Generator().manual_seed(0)
         images[dtype] = pipe(class_labels=[0, 2], generator=generator, output_type="np").images
         assert images[dtype].shape == (2, 16, 16, 1)
