@@ -20,4 +20,4 @@ train train_unet digits_unconditional unconditional & unconditional=$!
 wait $classifier && wait $conditional && wait $unconditional
 
 python "$scripts/assemble_pipeline.py" --unet "$run/conditional" --classifier "$run/classifier" --dtype fp16 \
-    --unconditional_unet "$run/unconditional" --output_dir "$output"
+    --unconditional_unet "$run/unconditional" --solver_num_inference_steps 8 --output_dir "$output"

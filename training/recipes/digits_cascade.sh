@@ -21,5 +21,6 @@ train train_unet digits single_stage --max_train_steps 2000 & single_stage=$!
 wait $upsampler && wait $single_stage
 
 python "$scripts/assemble_pipeline.py" --unet "$run/low_res" --classifier "$run/low_res_classifier" --dtype fp16 \
-    --output_dir "$output/low_res"
-python "$scripts/assemble_pipeline.py" --unet "$run/upsampler" --dtype fp16 --output_dir "$output/upsampler"
+    --solver DDIMScheduler --output_dir "$output/low_res"
+python "$scripts/assemble_pipeline.py" --unet "$run/upsampler" --dtype fp16 --solver DDIMScheduler \
+    --output_dir "$output/upsampler"
