@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Sequence
+from os import PathLike
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin, UNet2DModel
@@ -14,6 +16,7 @@ from diffusers_cg.diffusion import (
     resolve_begin_index,
     scheduler_on_guided_noise,
     to_ddim_scheduler,
+    to_ddpm_scheduler,
     warn_of_amplification,
 )
 from diffusers_cg.errors import InputError
@@ -26,6 +29,7 @@ from diffusers_cg.pipelines.pipeline_classifier_guided import (
     GuidedImagePipelineOutput,
     TakeStep,
     check_generator,
+    predicts_variance,
 )
 from diffusers_cg.pipelines.purification import PurificationMixin
 from diffusers_cg.pipelines.restoration import RestorationMixin
@@ -92,6 +96,16 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
         if self.solver is not None and is_ancestral(scheduler):
             return self.solver
         return to_ddim_scheduler(scheduler)
+
+    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **options: Any) -> None:
+        """Saves the pipeline as any of diffusers; the solver is saved as such, beside a `DDPMScheduler`, which leaves DDIM to choose."""
+        scheduler = self.scheduler
+        if scheduler is self.solver:
+            self.register_modules(scheduler=to_ddpm_scheduler(scheduler, predicts_variance(self.unet)))
+        try:
+            super().save_pretrained(save_directory, *args, **options)
+        finally:
+            self.register_modules(scheduler=scheduler)
 
     @without_graph
     def __call__(

@@ -133,14 +133,15 @@ def test_what_the_two_ways_through_ddim_leave(pipe):
 
 
 @pytest.mark.parametrize("kind", [DDPM, DDIM, ClassifierGuidedInpaintPipeline], ids=lambda kind: kind.__name__)
-def test_every_pipeline_keeps_it(kind, saved, pipe, tmp_path):
-    load(saved, kind).save_pretrained(tmp_path)
-    loaded = DDIM.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
-    assert torch.equal(draw(loaded).images, draw(pipe).images)
-    from_pipe = DDIM.from_pipe(kind.from_pretrained(tmp_path))
-    from_pipe.set_progress_bar_config(disable=True)
-    assert torch.equal(draw(from_pipe).images, draw(pipe).images)
+def test_every_pipeline_keeps_it(kind, saved, pipe, by_ddim, tmp_path):
+    one = load(saved, kind)
+    steps = one.scheduler
+    one.save_pretrained(tmp_path / "model")
+    assert one.scheduler is steps
+    loaded = [load(tmp_path), load(tmp_path, solver=None), load(tmp_path, DDPM), DDIM.from_pipe(one)]
+    loaded[-1].set_progress_bar_config(disable=True)
+    for each, expected in zip(loaded, (pipe, by_ddim, load(saved, DDPM), pipe)):
+        assert torch.equal(draw(each).images, draw(expected).images)
 
 
 def test_a_scheduler_that_is_assigned_draws(pipe, saved):
