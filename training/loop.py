@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from diffusers_cg.data.files import atomic_update
 from diffusers_cg.diffusion import GaussianDiffusion, TimestepSampler, seeded_generator
 from diffusers_cg.errors import InputError
+from diffusers_cg.generation import is_on_cpu
 from diffusers_cg.hub.publishing import check_push, push_folder
 from diffusers_cg.models import warn_of_emulation
 from diffusers_cg.models.fine_tuning import load_weights
@@ -528,6 +529,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """
     log_with = None if settings.logger == "none" else settings.logger
     accelerator = Accelerator(
+        cpu=is_on_cpu(),
         mixed_precision=settings.mixed_precision,
         log_with=log_with,
         # every process reads a stream, and decodes its own share

@@ -1,6 +1,12 @@
 """Many images from saved pipelines, resumable, by as many processes as there are."""
 
-from diffusers_cg.generation.generate import draw_images, generate_to_folder, resolve_device, start_processes
+from diffusers_cg.generation.generate import (
+    draw_images,
+    generate_to_folder,
+    is_on_cpu,
+    resolve_device,
+    start_processes,
+)
 from diffusers_cg.generation.guidance_file import GuidanceFile
 from diffusers_cg.generation.sample_folder import (
     BESIDE_SAMPLES,
@@ -26,6 +32,7 @@ __all__ = [
     "draw_images",
     "generate_to_folder",
     "images_to_draw",
+    "is_on_cpu",
     "resolve_device",
     "start_processes",
 ]

@@ -288,12 +288,15 @@ def check_fit(pipe: ClassifierGuidedPipeline, demands: dict[str, Any]) -> None:
             )
 
 
+def is_on_cpu() -> bool:
+    """Whether processes compute on CPUs: there Accelerate takes those that torchrun started for strangers unless it is told."""
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
 def start_processes() -> PartialState:
     """This process among those that a launcher started; the first call connects them."""
-    # on a CPU Accelerate takes processes that torchrun started for strangers, which each draw all, unless it is told
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     # one may wait for another's stage for longer than the half hour after which PyTorch gives up
-    return PartialState(cpu=cpu, timeout=timedelta(days=7))
+    return PartialState(cpu=is_on_cpu(), timeout=timedelta(days=7))
 
 
 def resolve_device(device: str | None) -> torch.device:
