@@ -98,7 +98,7 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
         return to_ddim_scheduler(scheduler)
 
     def save_pretrained(self, save_directory: str | PathLike, *args: Any, **options: Any) -> None:
-        """Saves the pipeline as any of diffusers; the solver is saved as such, beside a `DDPMScheduler`, which leaves DDIM to choose."""
+        """As of any pipeline; a solver that draws is saved as `solver` alone, beside a `DDPMScheduler`, so that DDIM can be had, too."""
         scheduler = self.scheduler
         if scheduler is self.solver:
             self.register_modules(scheduler=to_ddpm_scheduler(scheduler, predicts_variance(self.unet)))

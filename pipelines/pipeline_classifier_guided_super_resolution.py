@@ -47,7 +47,7 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
             `classifier_scale=0` is possible.
         low_res_size (`int` or `tuple[int, int]`): Height and width of the low-resolution images that the unet was
             trained on.
-        solver (`SchedulerMixin`, *optional*): What to assign to `scheduler` for few steps, as `sample --sampler ddim` does.
+        solver (`SchedulerMixin`, *optional*): What to assign to `scheduler` for few steps, as `sample --sampler solver` does.
         ddpm_num_inference_steps, ddim_num_inference_steps, solver_num_inference_steps (`int`): Steps of a `DDPMScheduler`, a
             `DDIMScheduler` and any other where a call names none.
         ddpm_classifier_scale, ddim_classifier_scale (`float`): Scale where a call names none and there is a classifier.

@@ -45,9 +45,8 @@ class PurificationMixin:
         """
         if not isinstance(image, torch.Tensor) or image.ndim != 4:
             raise InputError("`image` must be a torch.Tensor of shape (batch, channels, height, width).")
-        options = (
-            {"eta": 0.0} if self.algorithm == "ddim" else {}
-        )  # steps that have a gradient, whether one is asked for or not
+        # steps that have a gradient, whether one is asked for or not
+        options = {"eta": 0.0} if self.algorithm == "ddim" else {}
         has_gradient = torch.is_grad_enabled() and image.requires_grad
         with self.differentiable(checkpointing) if has_gradient else nullcontext():
             return self(

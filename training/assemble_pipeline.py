@@ -2,10 +2,10 @@
 
     python training/assemble_pipeline.py --unet my-unet --classifier my-classifier --output_dir my-pipeline
 
-`ClassifierGuidedDDPMPipeline` and `ClassifierGuidedDDIMPipeline` both load that folder; the latter draws by its solver, the
-stochastic DPM-Solver++, which was best in few steps (benchmarks/README.md), or `from_pretrained(..., solver=None)` by DDIM. Of an upsampling unet (one trained
-with `--low_res_size`) and a classifier at its high resolution it becomes a `ClassifierGuidedSuperResolutionPipeline`.
-What their trainings tell in `training.json` comes along, for the model card.
+`ClassifierGuidedDDPMPipeline` and `ClassifierGuidedDDIMPipeline` both load that folder; the latter draws by its `--solver`, the
+stochastic DPM-Solver++ unless you name another, which was best in few steps (benchmarks/README.md), and by DDIM where it is loaded with
+`solver=None`. Of an upsampling unet (one trained with `--low_res_size`) and a classifier at its high resolution it becomes a
+`ClassifierGuidedSuperResolutionPipeline`. What their trainings tell in `training.json` comes along, for the model card.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class AssembleSettings(Settings):
         "algorithm_type=sde-dpmsolver++",
     ]
     """Class of diffusers, or EDMHeunScheduler, that ClassifierGuidedDDIMPipeline draws with, then its options, saved; DDIMScheduler
-    for the paper's. An upsampler has it for sample --sampler ddim."""
+    for the paper's. An upsampler has it for sample --sampler solver."""
     solver_num_inference_steps: PositiveInt = 25
     """Default steps of the solver, saved."""
 
