@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 import diffusers_cg_cli
 
 
@@ -69,6 +71,13 @@ def run_function(
         process.join()
         raise TimeoutError(f"still running after {timeout} s: {log.read_text()}")
     return Ended(process.exitcode, log.read_text(errors="replace"))
+
+
+def as_torchrun(function: Callable, *args) -> None:
+    """Calls it in a process that knows of its group as torchrun tells it, and no more, where there is no GPU to stay off."""
+    if not torch.cuda.is_available():
+        del os.environ["ACCELERATE_USE_CPU"]
+    function(*args)
 
 
 def run_together(

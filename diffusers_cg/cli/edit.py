@@ -14,7 +14,8 @@ class EditSettings(EditedSettings, SteeredSettings):
     DDIM leads each back to noise, as far as --strength says, and it is drawn from there with guidance to --class_label. A
     conditional model is told the class that it comes from: its subfolder's, or --source_class. With --noise, noise is added
     to it instead, which --scheduler takes away. Images are resized and cropped in the middle as for training. Stopped and
-    started again it goes on; `accelerate launch -m diffusers_cg edit ...` shares the work among several processes. grid.png shows some before and after.
+    started again it goes on; `accelerate launch -m diffusers_cg edit ...` shares the work among several processes. grid.png
+    shows some before and after.
     """
 
     strength: Annotated[float, Field(gt=0, le=1)] = 0.5

@@ -163,8 +163,7 @@ def check_solver(solver: SchedulerMixin, scheduler: SchedulerMixin) -> None:
     """Raises `InputError` unless `solver` can step on guided noise as it is, on the noise schedule of `scheduler`."""
     if to_ddim_scheduler(solver) is not solver:
         raise InputError(
-            f"`solver` must be what steps on guided noise ({', '.join(each.__name__ for each in SOLVERS + IN_SIGMA)}), got a "
-            f"{type(solver).__name__}."
+            f"`solver` must be what steps on guided noise as it is, got a {type(solver).__name__}: leave it out, and DDIM draws."
         )
     betas = [torch.as_tensor(each.betas) for each in (solver, scheduler) if hasattr(each, "betas")]
     if len(betas) < 2 or not torch.equal(*betas):

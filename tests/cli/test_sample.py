@@ -6,7 +6,7 @@ import signal
 import pytest
 import tiny
 import torch
-from processes import Signal, run_cli, run_here, run_together
+from processes import Signal, as_torchrun, run_cli, run_here, run_together
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import diffusers_cg_cli
@@ -136,16 +136,11 @@ def test_killed_and_started_again_leaves_what_an_undisturbed_run_does(undisturbe
     assert contents(tmp_path / "out") == expected
 
 
-def _sample_on_what_there_is(argv):
-    del os.environ["ACCELERATE_USE_CPU"]
-    diffusers_cg_cli.main(argv)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs Accelerate knows processes by itself")
 def test_two_processes_of_torchrun_share_the_work_in_batches_of_sizes_that_they_find(undisturbed, tmp_path):
     flags, expected = undisturbed
     argv = list(map(str, ["sample", *flags, "--batch_size", "auto", "--output", tmp_path / "out"]))
-    ended = run_together(_sample_on_what_there_is, argv, num_processes=2, logs=tmp_path)
+    ended = run_together(as_torchrun, diffusers_cg_cli.main, argv, num_processes=2, logs=tmp_path)
     assert [process.status for process in ended] == [0, 0], ended
     assert "batches of 5" in ended[0].output  # of 10 images
     assert contents(tmp_path / "out").keys() == expected.keys()

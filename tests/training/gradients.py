@@ -1,7 +1,6 @@
 """Trainings of a few steps that record what their optimizer was given, in one process or in several."""
 
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -20,13 +19,6 @@ TOTAL = 8
 STEPS = 4
 NUM_TIMESTEPS = 6
 BAD_DRAW = TOTAL + 3  # in the second step
-
-
-def record_under_torchrun(*args):
-    """As [`record`], where nothing but the launcher's variables tells of the group."""
-    if not torch.cuda.is_available():
-        del os.environ["ACCELERATE_USE_CPU"]
-    record(*args)
 
 
 def record(data_dir: Path, output_dir: Path, name: str, batch_size: int):

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 import torch
-from gradients import BAD_DRAW, STEPS, TOTAL, record, record_under_torchrun
-from processes import Signal, run_function, run_together
+from gradients import BAD_DRAW, STEPS, TOTAL, record
+from processes import Signal, as_torchrun, run_function, run_together
 from safetensors.torch import load_file
 
 
@@ -29,7 +29,7 @@ def record_together(num_processes, *args, logs, signals=None):
     if num_processes == 1:  # of no group
         ended = [run_function(record, *args, log=logs / "log0")]
     else:
-        ended = run_together(record_under_torchrun, *args, num_processes=num_processes, logs=logs, signals=signals)
+        ended = run_together(as_torchrun, record, *args, num_processes=num_processes, logs=logs, signals=signals)
     for process in ended:
         assert process.status == 0, process.output
 
