@@ -5,9 +5,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
+from PIL import Image
 from processes import Ended, run_command
 
 
@@ -92,13 +94,16 @@ def digits(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def few_digits(digits, tmp_path_factory) -> Path:
-    """A dozen images each of 0, 1 and 2."""
+def few_digits(tmp_path_factory) -> Path:
+    """A dozen each of 0, 1 and 2, of those that export_digits.py writes."""
+    from diffusers_cg.training.export_digits import split_digits  # not before the environment is set
+
     root = tmp_path_factory.mktemp("few_digits")
-    for label in map(str, range(NUM_CLASSES)):
-        (root / label).mkdir()
-        for file in sorted((digits / "train" / label).iterdir())[:IMAGES_PER_CLASS]:
-            shutil.copy(file, root / label)
+    images, labels = split_digits()["train"]
+    for label in range(NUM_CLASSES):
+        (root / str(label)).mkdir()
+        for number in np.flatnonzero(labels == label)[:IMAGES_PER_CLASS]:
+            Image.fromarray(images[number]).save(root / str(label) / f"{number:04d}.png")
     return root
 
 

@@ -17,6 +17,9 @@ EVERY_KIND = pytest.mark.parametrize(
 )
 
 
+FEW_LAYERS = {"channel_multipliers": (1,), "attention_resolutions": (8,)}  # which compile in half the time
+
+
 def draw(pipe, labels=(0, 3), **options) -> torch.Tensor:
     options = {"num_inference_steps": 2, "classifier_scale": 3.0, "output_type": "latent", **options}
     return pipe(list(labels), generator=seeded(), **options).images
@@ -33,7 +36,7 @@ def graphs():
 
 @EVERY_KIND
 def test_compiled_networks_give_the_same_images_in_one_graph_each(kind, graphs):
-    pipe = tiny.pipeline(kind, conditional=True)
+    pipe = tiny.pipeline(kind, conditional=True, **FEW_LAYERS)
     calls = [{}, {"num_inference_steps": 3}, {"classifier_scale": 1.0}, {"classifier_scale": [1.0, 2.0]}]
     calls += [{"labels": (1, 2)}, {"timesteps": [700, 20]}]
     calls = [{"num_inference_steps": None, **call} if "timesteps" in call else call for call in calls]
@@ -50,7 +53,7 @@ def test_compiled_networks_give_the_same_images_in_one_graph_each(kind, graphs):
 
 
 def test_gradients_and_features_go_without_compiled_networks(graphs):
-    pipe = tiny.pipeline(ClassifierGuidedDDIMPipeline, conditional=True)
+    pipe = tiny.pipeline(ClassifierGuidedDDIMPipeline, conditional=True, **FEW_LAYERS)
     latents = tiny.images().requires_grad_(True)
 
     def gradient():
@@ -69,7 +72,7 @@ def test_gradients_and_features_go_without_compiled_networks(graphs):
 
 
 def test_a_compiled_pipeline_is_saved_as_it_was(tmp_path, graphs):
-    pipe = tiny.pipeline(ClassifierGuidedDDIMPipeline, conditional=True)
+    pipe = tiny.pipeline(ClassifierGuidedDDIMPipeline, conditional=True, **FEW_LAYERS)
     images = draw(pipe)
     pipe.compile(backend="eager")
     draw(pipe)
