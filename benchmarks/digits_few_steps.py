@@ -17,6 +17,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,10 +31,13 @@ from digits_table4 import COLUMNS, NUM_CLASSES, UNETS, measure
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from pydantic import NonNegativeInt, PositiveInt
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from tqdm.auto import tqdm
 
 from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
 from diffusers_cg.diffusion import EDMHeunScheduler
+from diffusers_cg.models import DTYPES
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
 from diffusers_cg_cli.command import command
 from diffusers_cg_cli.settings import Settings, parse
@@ -107,6 +111,16 @@ EVALUATIONS = (10, 8, 5, 15, 20, 25)
 PAPER = (("DDPM", 250), ("DDPM", 100), ("DDIM", 25))
 GUIDANCE = {"none": 0.0, "scale 1": 1.0, "scale 0.5": 0.5}
 PLOTTED = ("none", "scale 1")
+PRODUCTS = [
+    operator.default
+    for operator in (
+        torch.ops.aten.convolution,
+        torch.ops.aten.convolution_backward,
+        torch.ops.aten.mm,
+        torch.ops.aten.addmm,
+        torch.ops.aten.bmm,
+    )
+]
 
 
 # ----------------------------------------------------------------------------------------------------------------- cells
@@ -131,17 +145,32 @@ class Cell:
     seed: int
 
 
-def load_pipe(unet: str, solver: str, num_evaluations: int) -> tuple[ClassifierGuidedPipeline, int]:
-    """The pipeline that draws a cell, and its number of steps."""
+def load_pipe(
+    unet: str, solver: str, num_evaluations: int, dtype: torch.dtype = torch.float32
+) -> tuple[ClassifierGuidedPipeline, int]:
+    """The pipeline that draws a cell, its networks in `dtype`, and its number of steps."""
     of_ddpm = solver == "DDPM"
-    unet = ADMUNet2DModel.from_pretrained(DIGITS, subfolder=UNETS[unet])
+    unet = ADMUNet2DModel.from_pretrained(DIGITS, subfolder=UNETS[unet], dtype=dtype)
     pipe = (ClassifierGuidedDDPMPipeline if of_ddpm else ClassifierGuidedDDIMPipeline).from_pretrained(
-        DIGITS, unet=unet, solver=None
+        DIGITS, unet=unet, solver=None, dtype=dtype
     )
     if of_ddpm:
         return pipe, num_evaluations
     pipe.scheduler = SOLVERS[solver].scheduler(pipe.scheduler.config, num_evaluations)
     return pipe, SOLVERS[solver].steps(num_evaluations)
+
+
+class ProductsInFloat32(TorchDispatchMode):
+    """Convolutions and matrix products of half-precision numbers, summed in float32 and rounded once, as kernels that have
+    such instructions do; those of CPUs without are several times as slow.
+    """
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function not in PRODUCTS:
+            return function(*args, **(kwargs or {}))
+        dtype = args[0].dtype
+        args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.float, (args, kwargs or {}))
+        return tree_map_only(torch.Tensor, lambda result: result.to(dtype), function(*args, **kwargs))
 
 
 class Results:
@@ -150,10 +179,11 @@ class Results:
     Args:
         path (`Path`): The file, which grows.
         batch_size (`int`): Changes the speed, not the images.
+        dtype (`torch.dtype`): Of the networks.
     """
 
-    def __init__(self, path: Path, batch_size: int):
-        self.path, self.batch_size = path, batch_size
+    def __init__(self, path: Path, batch_size: int, dtype: torch.dtype = torch.float32):
+        self.path, self.batch_size, self.dtype = path, batch_size, dtype
         self.judge = DigitsJudge()
         self.reference = self.judge.features(real_digits()["train"][0])
 
@@ -170,7 +200,7 @@ class Results:
         for cell in tqdm(list(dict.fromkeys(cells)), desc="cells"):
             if cell in self.measured():  # by now: another process may work on the same file
                 continue
-            pipe, num_steps = load_pipe(cell.unet, cell.solver, cell.num_evaluations)
+            pipe, num_steps = load_pipe(cell.unet, cell.solver, cell.num_evaluations, self.dtype)
             pipe.set_progress_bar_config(desc=f"{cell.solver}, {cell.num_evaluations}, {cell.guidance}", leave=False)
             line = asdict(cell) | self.draw(pipe, cell.seed, num_inference_steps=num_steps, **call(cell, pipe))
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -259,10 +289,10 @@ class TableSettings(Settings):
     output_dir: Path = FOLDER
     """Folder of `results` and `figures`."""
 
-    def results(self, name: str) -> Results:
+    def results(self, name: str, dtype: torch.dtype = torch.float32) -> Results:
         """Those of the table of this name; this process computes on one core from here on."""
         torch.set_num_threads(1)
-        return Results(self.output_dir / "results" / f"{name}.jsonl", self.batch_size)
+        return Results(self.output_dir / "results" / f"{name}.jsonl", self.batch_size, dtype)
 
 
 class FewStepsSettings(TableSettings):
@@ -274,18 +304,22 @@ class FewStepsSettings(TableSettings):
     """Scale of the classifier that ships."""
     paper: bool = True
     """Whether DDPM of 250 and 100 steps is drawn, too, which takes the most time by far."""
+    dtype: Literal[tuple(DTYPES)] = "fp32"
+    """Of the networks. The files of another than fp32 bear its name; its products are summed in float32 and rounded."""
 
 
 @command
 def main(args: FewStepsSettings) -> None:
-    results = args.results("digits_few_steps")
+    name = "digits_few_steps" if args.dtype == "fp32" else f"digits_few_steps_{args.dtype}"
+    results = args.results(name, DTYPES[args.dtype])
     of_solvers = itertools.product(args.seeds, args.evaluations, args.solvers, args.guidance)
     of_paper = itertools.product(args.seeds, PAPER if args.paper else (), args.guidance)
     cells = [
         *(Cell("conditional", guidance, solver, number, seed) for seed, number, solver, guidance in of_solvers),
         *(Cell("conditional", guidance, solver, number, seed) for seed, (solver, number), guidance in of_paper),
     ]
-    results.measure(cells, lambda cell, pipe: {"classifier_scale": GUIDANCE[cell.guidance]})
+    with nullcontext() if args.dtype == "fp32" else ProductsInFloat32():
+        results.measure(cells, lambda cell, pipe: {"classifier_scale": GUIDANCE[cell.guidance]})
 
     grouped = by_seeds(results.measured())
     rows = table_head(["guidance", "solver"])
@@ -306,7 +340,7 @@ def main(args: FewStepsSettings) -> None:
             if of_row == guidance and number <= 10 and within_spread(lines, paper)
         ]
         print(f"Guidance {guidance}, no worse than DDPM 250 within its spread, at 10 evaluations or fewer: {reached}.")
-    figure = args.output_dir / "figures" / "digits_few_steps.png"
+    figure = args.output_dir / "figures" / f"{name}.png"
     plot(grouped, figure)
     print(f"Look at {results.path.with_suffix('.md')} and {figure}.")
 
