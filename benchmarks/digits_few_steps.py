@@ -179,7 +179,7 @@ class Results:
     Args:
         path (`Path`): The file, which grows.
         batch_size (`int`): Changes the speed, not the images.
-        dtype (`torch.dtype`): Of the networks.
+        dtype (`torch.dtype`): Of the networks; in another than float32 they draw with [`ProductsInFloat32`].
     """
 
     def __init__(self, path: Path, batch_size: int, dtype: torch.dtype = torch.float32):
@@ -202,7 +202,8 @@ class Results:
                 continue
             pipe, num_steps = load_pipe(cell.unet, cell.solver, cell.num_evaluations, self.dtype)
             pipe.set_progress_bar_config(desc=f"{cell.solver}, {cell.num_evaluations}, {cell.guidance}", leave=False)
-            line = asdict(cell) | self.draw(pipe, cell.seed, num_inference_steps=num_steps, **call(cell, pipe))
+            with nullcontext() if self.dtype == torch.float32 else ProductsInFloat32():
+                line = asdict(cell) | self.draw(pipe, cell.seed, num_inference_steps=num_steps, **call(cell, pipe))
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -305,7 +306,7 @@ class FewStepsSettings(TableSettings):
     paper: bool = True
     """Whether DDPM of 250 and 100 steps is drawn, too, which takes the most time by far."""
     dtype: Literal[tuple(DTYPES)] = "fp32"
-    """Of the networks. The files of another than fp32 bear its name; its products are summed in float32 and rounded."""
+    """Of the networks. The files of another than fp32 bear its name."""
 
 
 @command
@@ -318,8 +319,7 @@ def main(args: FewStepsSettings) -> None:
         *(Cell("conditional", guidance, solver, number, seed) for seed, number, solver, guidance in of_solvers),
         *(Cell("conditional", guidance, solver, number, seed) for seed, (solver, number), guidance in of_paper),
     ]
-    with nullcontext() if args.dtype == "fp32" else ProductsInFloat32():
-        results.measure(cells, lambda cell, pipe: {"classifier_scale": GUIDANCE[cell.guidance]})
+    results.measure(cells, lambda cell, pipe: {"classifier_scale": GUIDANCE[cell.guidance]})
 
     grouped = by_seeds(results.measured())
     rows = table_head(["guidance", "solver"])
@@ -379,6 +379,7 @@ def plot(grouped: dict[tuple, list[dict[str, Any]]], path: Path) -> None:
     axes[1, 0].set(ylabel="judged right", ylim=(0.95, 1.001))
     handles = dict(zip(*reversed(axes[0, -1].get_legend_handles_labels())))
     figure.legend(handles.values(), handles.keys(), loc="outside right center")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=70)
 
 

@@ -15,8 +15,6 @@ from diffusers_cg.models import warn_of_emulation
 EVERY_KIND = pytest.mark.parametrize(
     "kind", [ClassifierGuidedDDPMPipeline, ClassifierGuidedDDIMPipeline], ids=lambda kind: kind.algorithm
 )
-
-
 FEW_LAYERS = {"channel_multipliers": (1,), "attention_resolutions": (8,)}  # which compile in half the time
 
 
