@@ -1,6 +1,7 @@
 """The best weights of a training by what it measures on held-out images, and when it measures nothing better any more."""
 
 import json
+import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -32,15 +33,20 @@ class Best:
         self.step: int | None = None
         self.value: float | None = None
 
-    def resume(self, last_step: int | None = None) -> None:
-        """Goes on from the folder, if there is one, unless it was measured after `last_step`. All processes call it."""
+    def resume(self, last_step: float) -> None:
+        """Goes on from the folder, if there is one; one that was measured after `last_step` is another run's, and removed.
+        All processes call it.
+        """
 
         def read() -> tuple[int | None, float | None]:
             if not (self.directory / BEST_FILE).is_file():
                 return None, None
             stated = json.loads((self.directory / BEST_FILE).read_text())
-            is_later = last_step is not None and stated["step"] > last_step
-            return (None, None) if is_later else (stated["step"], stated["value"])
+            if stated["step"] <= last_step:
+                return stated["step"], stated["value"]
+            (self.directory / BEST_FILE).unlink()  # first, so that what a kill leaves is not taken for one
+            shutil.rmtree(self.directory)
+            return None, None
 
         self.step, self.value = on_main_process(self.accelerator, read)
 

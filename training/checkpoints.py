@@ -158,6 +158,8 @@ class Checkpoints:
             self.accelerator, lambda: _matching_state(directory, model_config, settings, may_differ)
         )
         self.accelerator.load_state(str(directory))
+        # its count of batches within a step, which may be of other batches now; checkpoints are written between steps
+        self.accelerator.step = 0
         self.accelerator.print(f"Resumed from {directory} at step {state['global_step']}.")
         return state
 

@@ -87,7 +87,7 @@ class ClusterSettings(Settings):
     dataloader_num_workers: NonNegativeInt = 0
     """Processes that load images."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of k-means."""
 
     image_range: ImageRange | None = None

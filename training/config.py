@@ -202,10 +202,10 @@ class TrainingSettings(NetworkSettings, DataSettings):
     """Images per optimizer step over all processes; as many batches are accumulated as it takes."""
     eval_batch_size: PositiveInt = 64
     """Images at once where nothing is trained."""
-    num_epochs: PositiveInt = 100
-    """Passes over the data."""
+    num_epochs: PositiveInt | None = None
+    """Passes over the data, in place of --max_train_steps; 100 where nothing says how long to train."""
     max_train_steps: PositiveInt | None = None
-    """Optimizer steps, in place of --num_epochs."""
+    """Optimizer steps; a preset says how many."""
     gradient_accumulation_steps: PositiveInt | None = None
     """Batches of each process per optimizer step: 1, or what --total_batch_size takes."""
     gradient_checkpointing: bool = False
@@ -295,6 +295,7 @@ class TrainingSettings(NetworkSettings, DataSettings):
         "ddpm_num_steps": 1000,
         "ddpm_beta_schedule": "linear",
         "rescale_timesteps": False,
+        "num_epochs": 100,
     }
     """Of what is None: what neither a preset nor a pretrained model says."""
     kind: ClassVar[str]
@@ -314,6 +315,10 @@ class TrainingSettings(NetworkSettings, DataSettings):
         if self.preset is not None and PRESETS[self.preset].kind != self.kind:
             raise ValueError(
                 f"--preset {self.preset} is a {PRESETS[self.preset].kind}, and a {self.kind} is trained here"
+            )
+        if None not in (self.num_epochs, self.max_train_steps):
+            raise ValueError(
+                "--num_epochs and --max_train_steps, which a recipe may set, both say how long to train: pass one of them"
             )
         if self.lr_warmup_steps and self.lr_scheduler == "constant":
             raise ValueError("--lr_scheduler constant knows no --lr_warmup_steps: pass constant_with_warmup")
@@ -342,6 +347,8 @@ class TrainingSettings(NetworkSettings, DataSettings):
             if any(name in said for name in HEADS):
                 settled |= dict.fromkeys(HEADS)
             settled |= {name: value for name, value in said.items() if name in type(self).model_fields}
+        if self.num_epochs is not None:
+            settled["max_train_steps"] = None  # of the preset
         if pretrained is not None:
             settled["rescale_residual"] = self.rescale_residual or pretrained.config.rescale_residual
 

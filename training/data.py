@@ -259,9 +259,9 @@ class TrainingImages:
 
     def _label(self, stored: StoredImage) -> int:
         num_classes = len(self.class_names)
-        if stored.label is None or not 0 <= stored.label < num_classes:
+        if not isinstance(stored.label, int) or not 0 <= stored.label < num_classes:  # of a stream, anything
             raise InputError(f"{stored.name} has the label {stored.label}, which is none of 0..{num_classes - 1}.")
-        return stored.label
+        return int(stored.label)  # a truth value is one
 
     def _preprocess(self, image: Image.Image, label: int, draw: int) -> Item:
         rng = np.random.default_rng([self.seed, draw])
@@ -464,19 +464,22 @@ def evaluation_loader(images: TrainingImages, batch_size: int) -> DataLoader:
 
 
 def examples_by_class(images: TrainingImages, num_classes: int, per_class: int) -> list[list[Item]]:
-    """Items of the first images of the first classes, fewer where there are not so many.
+    """Items of the first images of the first classes that have any, fewer where there are not so many.
 
-    Of a stream, only the beginning is searched.
+    Of a stream, only the beginning is searched: for the first classes, or else for those of the first images.
     """
     if images.is_streamed:
-        found = [[] for _ in range(num_classes)]
+        first, others = {}, {}
         for draw, candidates in itertools.islice(StreamDraws(images, endless=False), SEARCHED_IMAGES):
             label = candidates[0].label
-            if label in range(num_classes) and len(found[label]) < per_class:
-                found[label].append((draw, candidates))
-        return [[images.load(*draw) for draw in of_class] for of_class in found]
+            found = first if label in range(num_classes) else others
+            if label in range(len(images.class_names)) and (label in found or len(found) < num_classes):
+                of_class = found.setdefault(label, [])
+                if len(of_class) < per_class:
+                    of_class.append((draw, candidates))
+        return [[images.load(*draw) for draw in of_class] for _, of_class in sorted((first or others).items())]
     labels = images.dataset.labels
     return [
         [images[index] for index in np.flatnonzero(labels == label)[:per_class].tolist()]
-        for label in range(num_classes)
+        for label in np.unique(labels)[:num_classes].tolist()
     ]

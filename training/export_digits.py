@@ -23,8 +23,8 @@ from diffusers_cg_cli.settings import Settings, parse
 class ExportSettings(Settings):
     output_dir: Path
     """Folder to write; digits that are there are replaced."""
-    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of every class held out for testing."""
+    test_fraction: Annotated[float, Field(ge=0.01, le=0.99)] = 0.2
+    """Share of every class held out for testing: an image or two at least, on either side."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the split."""
 

@@ -208,13 +208,18 @@ class TrainingLoop:
             InputError: if the checkpoint to resume from is none or another training's, too many steps in a row are
                 skipped, or something cannot be written.
         """
-        checkpoint = self.checkpoints.find(self.settings.resume_from_checkpoint)
+        settings = self.settings
+        checkpoint = self.checkpoints.find(settings.resume_from_checkpoint)
         if checkpoint is not None:
             self.resume(checkpoint)
-        elif self.settings.resume_from_checkpoint is not None:
-            self.accelerator.print(f"{self.settings.output_dir} holds no checkpoint yet: the training starts anew.")
-        if self.settings.overwrite_output_dir:
+        elif settings.resume_from_checkpoint is not None:
+            self.accelerator.print(f"{settings.output_dir} holds no checkpoint yet: the training starts anew.")
+        if settings.overwrite_output_dir:
             self.checkpoints.remove_others(checkpoint)
+        if self.best_by is not None:
+            goes_on_here = checkpoint is not None and checkpoint.resolve().parent == settings.output_dir.resolve()
+            last_own = self.global_step if settings.overwrite_output_dir else math.inf
+            self.best.resume(last_own if goes_on_here else 0)
         with self._stop_on_signals():
             self._train()
 
@@ -346,11 +351,11 @@ class TrainingLoop:
             *(("num_images", "images") if self.settings.allow_other_images else ()),
         )
         state = self.checkpoints.load(checkpoint, self.model_config, self._resumed_settings(), may_differ)
+        for average in self.averages.values():
+            average.to(self.accelerator.device)  # Accelerate loads what is registered with it onto the CPU
         self.global_step = state["global_step"]
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
         self.changes = state.get("changes", [])  # which earlier versions did not know
-        if checkpoint.resolve().parent == self.settings.output_dir.resolve():
-            self.best.resume(self.global_step if self.settings.overwrite_output_dir else None)
         if self.global_step > self.max_train_steps:
             self.accelerator.print(
                 f"This is beyond the {self.max_train_steps} steps asked for: no more are taken, and its result is saved."

@@ -50,11 +50,11 @@ def training_record(
 
 def told(settings: TrainingSettings) -> list[str]:
     """Of the command line, what may be published: no flags marked `NOT_TOLD`, and no secrets in an address."""
-    private = {f"--{prefix}{name}" for name in settings.marked(NOT_TOLD) for prefix in ("", "no-", "no_")}
+    private = {f"--{prefix}{name}".replace("_", "-") for name in settings.marked(NOT_TOLD) for prefix in ("", "no-")}
     kept, is_told = [], True
     for word in settings.command_line():
         if word.startswith("--"):  # and the values that follow
-            is_told = word.partition("=")[0] not in private
+            is_told = word.partition("=")[0].replace("_", "-") not in private
         if is_told:
             kept.append(_without_secrets(word))
     return kept

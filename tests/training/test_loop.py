@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import torch
+from conftest import TINY
 from gradients import BAD_DRAW, STEPS, TOTAL, record
 from processes import Signal, as_torchrun, run_function, run_together
 from safetensors.torch import load_file
@@ -188,6 +189,16 @@ def test_a_compiled_model_goes_on_from_a_plain_one_and_is_saved_as_one(train, pl
     assert weights(tmp_path).keys() == expected.keys()
     for name, tensor in weights(tmp_path).items():
         assert torch.allclose(tensor, expected[name], atol=1e-6), name
+
+
+def test_a_step_of_other_batches_goes_on_from_the_middle_of_a_training(train, plain, tmp_path):
+    size = TINY["train_batch_size"]
+    flags = {**BRIEF, "output_dir": tmp_path, "train_batch_size": size // 2, "total_batch_size": size}
+    train("train_unet", **flags, resume_from_checkpoint=plain / "checkpoint-1")
+    before = load_file(plain / "checkpoint-1" / "model.safetensors")
+    for name, tensor in weights(plain).items():
+        assert torch.allclose(weights(tmp_path)[name], tensor, atol=1e-6), name
+    assert any((weights(tmp_path)[name] - before[name]).abs().max() > 1e-6 for name in before)
 
 
 def test_the_bound_alone_trains(train, plain, tmp_path):

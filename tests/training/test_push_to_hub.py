@@ -76,13 +76,13 @@ def test_an_assembled_pipeline_tells_of_all_its_networks(hub, train, classifier,
 def test_what_is_nobody_else_s_business():
     address = "https://me:secret@host/a.tar?key=secret"
     typed = [
-        "--output_dir",
+        "--output-dir",
         "/home/me/x",
         "--seed",
         "3",
         "--hub_model_id=me/x",
         "--push_to_hub",
-        "--no-hub_private_repo",
+        "--no-hub-private-repo",
     ]
     typed += [
         "--train_data_files",

@@ -147,6 +147,14 @@ def test_a_recipe_named_in_python_is_the_one_of_the_command_line():
     assert settings.resolve().model_dump() == train_unet.parse_args(typed).resolve().model_dump()
 
 
+def test_epochs_in_place_of_steps():
+    settings = train_unet.parse_args(["--preset", "64x64_diffusion", "--num_epochs", "3", *PATHS]).resolve()
+    assert (settings.num_epochs, settings.max_train_steps) == (3, None)
+    assert train_unet.parse_args(PATHS).resolve().num_epochs == 100
+    with pytest.raises(InputError, match="--num_epochs and --max_train_steps, which a recipe may set"):
+        UNetSettings(config="digits", train_data_dir="images", output_dir="output", num_epochs=3)
+
+
 def test_a_preset_stands_below_file_and_command_line(recipe):
     preset = ["--preset", "64x64_diffusion"]
     settings = train_unet.parse_args([*preset, *PATHS]).resolve()

@@ -219,6 +219,14 @@ def test_examples_of_classes_also_of_a_stream(streamed, images, named):
         assert [[number_of(item["clean_images"]) for item in row] for row in rows] == [[0, 3, 6], [2, 5, 8]]
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["at once", "streamed"])
+def test_examples_where_the_first_classes_have_no_images(images, tmp_path, streaming):
+    path = write_parquet(tmp_path / "train.parquet", labels=[17, 15, 17, 19] * (NUM_IMAGES // 4))
+    flags = {"train_data_files": path, "image_column": "picture", "label_column": "kind", "num_classes": 20}
+    rows = examples_by_class(images(**flags, streaming=streaming), num_classes=2, per_class=2)
+    assert [[item["class_labels"] for item in row] for row in rows] == [[15, 15], [17, 17]]
+
+
 # ------------------------------------------------------------------------------------------------------------ streaming
 
 
@@ -465,6 +473,17 @@ def test_shards_that_are_damaged(images, shards, tmp_path):
     for name in ("a.tar", "b.tar"):
         with pytest.raises(InputError, match="cannot be read: "):
             drawn(batches_of(images(train_data_files=tmp_path / name, streaming=True, num_classes=3)), 9)
+
+
+def test_labels_of_a_stream_are_numbers_or_refused(images, tmp_path):
+    columns = {"image_column": "picture", "label_column": "kind", "streaming": True, "shuffle_buffer_size": 0}
+    path = write_parquet(tmp_path / "truths.parquet", labels=[False, True] * (NUM_IMAGES // 2))
+    batch = next(batches_of(images(train_data_files=path, num_classes=2, **columns)))
+    assert batch["class_labels"].dtype == torch.int64 and batch["class_labels"].tolist() == [0, 1, 0, 1]
+    path = write_parquet(tmp_path / "texts.parquet", labels=["cat", "dog", "bird"] * (NUM_IMAGES // 3))
+    found = images(train_data_files=path, class_names=["cat", "dog"], **columns)
+    with pytest.raises(InputError, match="has the label bird"):
+        next(batches_of(found))
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["at once", "streamed"])

@@ -581,12 +581,17 @@ def test_without_a_better_one_the_training_ends_and_stays_ended(train, few_digit
 
 
 def test_a_best_one_of_another_training_is_not_taken_over(train, few_digits, tmp_path):
-    flags = {**VALIDATED, "validation_data_dir": few_digits, "max_train_steps": 3}
-    train("train_classifier", output_dir=tmp_path, **flags)
+    flags = {**VALIDATED, "validation_data_dir": few_digits, "max_train_steps": 3, "save_images_epochs": 3}
+    flags |= {"output_dir": tmp_path}
+    train("train_classifier", **flags)
     stated = tmp_path / "checkpoint-best" / "best.json"
-    stated.write_text('{"step": 3, "value": 2.0}')
-    train("train_classifier", output_dir=tmp_path, **flags, overwrite_output_dir=True)
-    assert json.loads(stated.read_text())["value"] <= 1.0
+    stated.write_text('{"step": 1, "value": 2.0}')
+    stop = at_draw(2 * NUM_IMAGES, signal.SIGTERM)  # before anything is measured
+    train("train_classifier", **flags, overwrite_output_dir=True, signal=stop)
+    assert (tmp_path / "checkpoint-2").is_dir() and not stated.exists()
+    train("train_classifier", **flags, resume_from_checkpoint="latest")
+    measured = json.loads(stated.read_text())
+    assert measured["step"] == 3 and measured["value"] <= 1.0
 
 
 # --------------------------------------------------------------------------------------------------------- from Python
