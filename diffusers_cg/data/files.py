@@ -56,11 +56,17 @@ def atomic_directory(path: str | Path, replaces: str = "*") -> Iterator[Path]:
 
     Raises:
         NotADirectoryError: if `path` is a file.
-        FileExistsError: if `path` is a folder of something else.
+        FileExistsError: if `path` is a folder of something else, or the working directory lies in it.
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))  # which has a name, as "." has not
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    if Path.cwd().is_relative_to(path):
+        raise FileExistsError(
+            errno.EEXIST,
+            "The working directory lies in it, and it would be replaced whole: name a folder in it",
+            str(path),
+        )
     if path.exists() and any(path.iterdir()) and not any(path.glob(replaces)):
         raise FileExistsError(
             errno.EEXIST,

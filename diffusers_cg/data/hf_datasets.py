@@ -338,8 +338,8 @@ def _load_saved(datasets: Any, path: str, split: str | None, streaming: bool) ->
             else ()
         )
         chosen = parts[split_name]
-        for piece in part:
-            chosen = chosen.select(range(piece.from_, piece.to))
+        if part:
+            chosen = datasets.concatenate_datasets([chosen.select(range(piece.from_, piece.to)) for piece in part])
         parts = {split_name: chosen}
     return {name: dataset.to_iterable_dataset() if streaming else dataset for name, dataset in parts.items()}
 

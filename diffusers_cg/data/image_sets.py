@@ -284,14 +284,15 @@ class EncodedImages(ImageSet):
         first, size, modes, formats, hashes = None, None, set(), set(), hashlib.sha256()
         bar = tqdm(self, desc=f"Files of {self.source}", unit="image", leave=False, disable=not self.progress_bar)
         for stored in bar:
-            data = read_bytes(stored.content)
-            own_size, mode, format = _header(stored.name, data)
+            if not isinstance(stored.content, np.ndarray):
+                stored = stored._replace(content=read_bytes(stored.content))  # once
+            own_size, mode, format = _header(stored)
             first, size = first or stored.name, size or own_size
             if self.resolution is None and own_size != size:
                 raise self._mixed_sizes(first, size, stored.name, own_size)
             modes.add(mode)
             formats.add(format)
-            hashes.update(hashlib.sha256(data).digest())
+            hashes.update(stored.digest())
         width, height = size if self.resolution is None else (self.resolution, self.resolution)
         shape = (len(self), height, width, 1 if modes <= GRAY_MODES else 3)
         hashes.update(str(shape).encode())
@@ -312,13 +313,17 @@ class _Headers(NamedTuple):
     digest: str
 
 
-def _header(name: str, data: bytes) -> tuple[tuple[int, int], str, str]:
-    """Size, mode and format."""
+def _header(stored: StoredImage) -> tuple[tuple[int, int], str, str | None]:
+    """Size, mode and format; an array is of none."""
+    if isinstance(stored.content, np.ndarray):
+        return stored.load(channels=3).size, "L" if stored.content.shape[2:] in ((), (1,)) else "RGB", None
     try:
-        with open_image(data) as image:
+        with open_image(stored.content) as image:
             return image.size, image.mode, image.format
     except DECODING_ERRORS as error:
-        raise InputError(f"{name} is {describe_fault(error)}: remove it, or name a set of images alone.") from error
+        raise InputError(
+            f"{stored.name} is {describe_fault(error)}: remove it, or name a set of images alone."
+        ) from error
 
 
 @dataclass(eq=False, kw_only=True)

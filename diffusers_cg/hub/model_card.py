@@ -23,7 +23,7 @@ from diffusers import ModelMixin
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from diffusers_cg.data.text import in_markdown
-from diffusers_cg.evaluation.report import Evaluation, metric_names
+from diffusers_cg.evaluation.report import Evaluation
 from diffusers_cg.models.adm_trunk import height_and_width
 from diffusers_cg.pipelines import (
     ClassifierGuidedInpaintPipeline,
@@ -289,17 +289,17 @@ def _eval_results(evaluation: Evaluation | None, task: str) -> list[EvalResult]:
     """The metrics of a report as the Hub's `model-index` lists them."""
     if evaluation is None:
         return []
-    names, reference = metric_names(evaluation.extractor), Path(evaluation.reference.source).stem
+    reference = Path(evaluation.reference.source).stem
     return [
         EvalResult(
             task_type=task,
             dataset_type=reference,
             dataset_name=reference,
-            metric_type=names[name].lower().replace(" ", "_"),
-            metric_name=names[name],
+            metric_type=evaluation.name(key).lower().replace(" ", "_"),
+            metric_name=evaluation.name(key),
             metric_value=round(value, 4),
         )
-        for name, value in evaluation.metrics.items()
+        for key, value in evaluation.metrics.items()
         if value is not None
     ]
 

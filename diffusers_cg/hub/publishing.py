@@ -18,7 +18,7 @@ from huggingface_hub import (
     HfApi,
     ModelCard,
 )
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from PIL import Image
 
@@ -93,9 +93,11 @@ def push_folder(
     check_files(folder)
     model = load_published(folder)
     api = HfApi(token=token)
-    with one_sentence(repo_id):
+    with one_sentence(repo_id), tempfile.TemporaryDirectory() as staging:
+        beside = {"with_code": with_code, "grid": grid, "report": report}
+        write_beside(Path(staging), model, folder, repo_id, _card_of(api, repo_id), **beside, **known)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        return commit_with_card(api, model, folder, repo_id, with_code=with_code, grid=grid, report=report, **known)
+        return commit(api, model, folder, Path(staging), repo_id)
 
 
 def upload_pipeline(
@@ -112,36 +114,36 @@ def upload_pipeline(
     (folder / CARD_FILE).unlink(missing_ok=True)  # diffusers' own, or what the Hub has
     check_files(folder)
     if subfolder is None:
-        return commit_with_card(api, pipe, folder, repo_id, commit_message, create_pr)
+        with tempfile.TemporaryDirectory() as staging:
+            write_beside(Path(staging), pipe, folder, repo_id, _card_of(api, repo_id))
+            return commit(api, pipe, folder, Path(staging), repo_id, commit_message, create_pr)
     additions = [CommitOperationAdd(f"{subfolder}/{path}", file) for path, file in published_files(folder).items()]
     return api.create_commit(
         repo_id, additions, commit_message=commit_message or f"Upload {type(pipe).__name__}", create_pr=create_pr
     )
 
 
-def commit_with_card(
+def commit(
     api: HfApi,
     model: ClassifierGuidedPipeline | ModelMixin,
     folder: Path,
+    beside: Path,
     repo_id: str,
     commit_message: str | None = None,
     create_pr: bool = False,
-    **beside: Any,
 ) -> CommitInfo:
-    """Publishes a folder and what [`write_beside`] adds to it, and deletes what an earlier push left and this one has not.
+    """Publishes a folder and what [`write_beside`] left, and deletes what an earlier push left and this one has not.
 
     In one commit, which `HfApi.upload_folder` does not promise: where `hf_xet` is installed it commits in parts.
     """
-    with tempfile.TemporaryDirectory() as staging:
-        write_beside(Path(staging), model, folder, repo_id, _card_of(api, repo_id), **beside)
-        files = published_files(folder) | published_files(Path(staging))
-        components = set(model.components) if isinstance(model, ClassifierGuidedPipeline) else set()
-        operations = [
-            *(CommitOperationAdd(path, file) for path, file in sorted(files.items())),
-            *(CommitOperationDelete(path) for path in _outdated(api, repo_id, set(files), components)),
-        ]
-        message = commit_message or f"Upload {type(model).__name__}"
-        return api.create_commit(repo_id, operations, commit_message=message, create_pr=create_pr)
+    files = published_files(folder) | published_files(beside)
+    components = set(model.components) if isinstance(model, ClassifierGuidedPipeline) else set()
+    operations = [
+        *(CommitOperationAdd(path, file) for path, file in sorted(files.items())),
+        *(CommitOperationDelete(path) for path in _outdated(api, repo_id, set(files), components)),
+    ]
+    message = commit_message or f"Upload {type(model).__name__}"
+    return api.create_commit(repo_id, operations, commit_message=message, create_pr=create_pr)
 
 
 def write_beside(
@@ -364,13 +366,13 @@ def read_card(path: str | Path, name: str) -> ModelCard:
 
 
 def _card_of(api: HfApi, repo_id: str) -> ModelCard | None:
-    """The card that the Hub has; None if it has none."""
+    """The card that the Hub has; None if it has none, or not even the repository."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             return read_card(
                 api.hf_hub_download(repo_id, CARD_FILE, local_dir=folder), f"The card of {repo_id} on the Hub"
             )
-    except EntryNotFoundError:
+    except (EntryNotFoundError, RepositoryNotFoundError):
         return None
 
 

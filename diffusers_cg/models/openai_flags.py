@@ -151,9 +151,13 @@ def flags_of_facts(kind: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {flag: value for flag, value in named.items() if value is not None}
 
 
-def _numbers(text: str | list | tuple | None, kind: type = int) -> tuple:
-    words = text.split(",") if isinstance(text, str) else text or ()
-    numbers = [kind(word) for word in words if str(word).strip()]
+def _numbers(stated: str | float | list | tuple | None, kind: type = int) -> tuple:
+    words = stated.split(",") if isinstance(stated, str) else [] if stated is None else stated
+    words = words if isinstance(words, list | tuple) else [words]
+    try:
+        numbers = [kind(word) for word in words if str(word).strip()]
+    except (TypeError, ValueError):
+        raise InputError(f"A number is needed, or several, got {stated!r}.") from None
     return tuple(int(number) if number == int(number) else number for number in numbers)
 
 

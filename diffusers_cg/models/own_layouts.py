@@ -62,13 +62,19 @@ def register_layouts(path: str | Path) -> list[str]:
     known = {field.name for field in fields(Layout)}
     for name, row in rows.items():
         row = {"kind": "unet", **row}
+        for part in ("flags", "architecture"):
+            if not isinstance(row.get(part, {}), dict):
+                raise InputError(
+                    f"{path}: `{part}` of the layout {name} must hold names and values, got {row[part]!r}."
+                )
         if "flags" in row:
             row = layout_facts_of_flags(row.pop("flags")) | row
         unknown = sorted(set(row) - known)
         if unknown or "architecture" not in row:
             fault = f"has no {unknown[0]}" if unknown else "needs `architecture` or `flags`"
             raise InputError(f"{path}: the layout {name} {fault}; its entries are {', '.join([*known, 'flags'])}.")
-        row["files"] = tuple([row["files"]] if isinstance(row.get("files"), str) else row.get("files") or ())
+        files = row.get("files") or ()
+        row["files"] = tuple(map(str, files if isinstance(files, list | tuple) else [files]))
         row["architecture"] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in row["architecture"].items()
         }

@@ -8,7 +8,6 @@ import re
 import zipfile
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -244,16 +243,17 @@ def write_weights(
     pattern = SAFETENSORS_WEIGHTS_NAME.replace(".safetensors", "{suffix}.safetensors")
     shards = split_torch_state_dict_into_shards(specs, max_shard_size=max_shard_size, filename_pattern=pattern)
     for file, names in shards.filename_to_tensors.items():
-        _write_safetensors(folder / file, {name: specs[name] for name in names}, islice(tensors, len(names)))
+        (folder / file).write_bytes(_safetensors_header({name: specs[name] for name in names}))
+    for name, tensor in tensors:  # one larger than a shard has a file of its own, amid those of another
+        with open(folder / shards.tensor_to_filename[name], "ab") as file:
+            file.write(tensor.contiguous().view(torch.uint8).numpy())
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_safetensors(
-    path: Path, specs: Mapping[str, torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]
-) -> None:
-    """A header of names, shapes and places, its length before it; then the values."""
+def _safetensors_header(specs: Mapping[str, torch.Tensor]) -> bytes:
+    """What stands before the values: names, dtypes, shapes and places, their length before them."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, spec in specs.items():
@@ -262,7 +262,4 @@ def _write_safetensors(
         header[name] = {"dtype": dtype, "shape": list(spec.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # values start at a multiple of 8 bytes
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in tensors:
-            file.write(tensor.contiguous().view(torch.uint8).numpy())
+    return len(text).to_bytes(8, "little") + text

@@ -79,6 +79,13 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     assert contents(path) == {"thesis": "precious"}
 
 
+def test_the_working_directory_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileExistsError, match="name a folder in it"), atomic_directory("."):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_file_in_its_place_is_not_touched(tmp_path):
     (tmp_path / "result").write_text("old")
     with pytest.raises(NotADirectoryError, match="result"):

@@ -88,7 +88,13 @@ def test_saved_to_disk(tmp_path):
     assert np.array_equal(all_images(tmp_path / "two", split="test"), pixels(seed=1))
     with pytest.raises(ValueError, match="has the splits train, test, not validation: change --split"):
         open_images(tmp_path / "two", split="validation")
-    for split, part in (("test[1:4]", slice(1, 4)), ("test[-25%:]", slice(9, None)), ("test", slice(None))):
+    parts = (
+        ("test[1:4]", slice(1, 4)),
+        ("test[-25%:]", slice(9, None)),
+        ("test", slice(None)),
+        ("test[8:12]+test[:2]", [8, 9, 10, 11, 0, 1]),
+    )
+    for split, part in parts:
         stream = open_images(tmp_path / "two", split=split, streaming=True)
         loaded = open_images(tmp_path / "two", split=split)
         for images in (stream, loaded):
@@ -165,6 +171,18 @@ def test_columns(command, tmp_path):
     (tmp_path / "columns").mkdir()
     dataset.to_parquet(tmp_path / "columns" / "train.parquet")
     command(tmp_path / "columns", tmp_path / "columns", "--image_column", "mask")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays(command, tmp_path, channels):
+    shape = (8, 8) if channels == 1 else (8, 8, 3)
+    column = datasets.Array2D(shape, "uint8") if channels == 1 else datasets.Array3D(shape, "uint8")
+    whole = pixels(channels=channels)
+    rows = {"image": list(whole.reshape(-1, *shape))}
+    dataset = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": column}))
+    assert np.array_equal(all_images(dataset, image_column="image"), whole)
+    dataset.save_to_disk(tmp_path / "saved")
+    command(tmp_path / "saved", tmp_path / "saved", "--image_column", "image")
 
 
 def test_sizes():

@@ -57,7 +57,7 @@ def test_every_kind_of_file(path, tmp_path, kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shard", ["10GB", "300KB"])
+@pytest.mark.parametrize("shard", ["10GB", "300KB", "20KB"])  # the last is less than the largest tensors take
 def test_from_file_to_file_is_as_through_memory(path, tmp_path, monkeypatch, dtype, shard):
     monkeypatch.setattr("diffusers_cg.models.weight_files.REMAP_BYTES", 100_000)  # the file is mapped several times
     unet = ADMUNet2DModel.from_checkpoint(open_checkpoint(path, "unet", **FACTS), dtype, read=False)
@@ -79,7 +79,7 @@ def test_from_file_to_file_is_as_through_memory(path, tmp_path, monkeypatch, dty
     assert configs[0] == configs[1]
     loaded = ADMUNet2DModel.from_pretrained(tmp_path / "file to file", torch_dtype=dtype)
     assert torch.equal(output(loaded.float()), output(read.float()))
-    assert len(list((tmp_path / "file to file").iterdir())) == 2 or shard == "300KB"
+    assert len(list((tmp_path / "file to file").iterdir())) == 2 or shard != "10GB"
 
 
 # --------------------------------------------------------------------------------------------- around the parameters

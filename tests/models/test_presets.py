@@ -128,7 +128,7 @@ def test_rows_in_a_file(own_layouts, tmp_path):
     path.write_text("""
 mine:
   files: [my_faces]
-  flags: {image_size: 16, channel_mult: "1,2", num_channels: 32, num_res_blocks: 1, attention_resolutions: "8",
+  flags: {image_size: 16, channel_mult: "1,2", num_channels: 32, num_res_blocks: 1, attention_resolutions: 8,
           num_heads: 2, learn_sigma: true, resblock_updown: true, diffusion_steps: 500, predict_xstart: true}
 """)
     assert register_layouts(path) == ["mine"]
@@ -151,6 +151,9 @@ mine:
         ("mine: {flags: {num_headz: 4}}", "no flag num_headz"),
         ("mine: {flags: {image_size: 48}}", "state channel_mult"),
         ("mine: {architecture: {base_channels: 32}}", "must state `sample_size`"),
+        ("mine: {flags: }", "`flags` of the layout mine must hold names and values, got None"),
+        ("mine: {architecture: [1]}", "`architecture` of the layout mine must hold names and values, got [1]"),
+        ("mine: {flags: {attention_resolutions: many}}", "A number is needed, or several, got 'many'"),
         ("mine: {kind: gan, flags: {}}", "`kind` must be 'unet' or 'classifier'"),
     ],
 )
