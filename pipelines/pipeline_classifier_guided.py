@@ -587,9 +587,11 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         generator: Generators,
         on_step_end: OnStepEnd,
         low_res: torch.Tensor | None = None,
+        order: int = 1,
     ) -> tuple[torch.Tensor, Counter]:
         """From x_T to x_0, (B, C, H, W), float32, and what that cost: each step is taken as often as the guidance says."""
-        look, cost = self.prepare_look(diffusion, timesteps, guidance, class_labels, generator, sample.device, low_res)
+        device = sample.device
+        look, cost = self.prepare_look(diffusion, timesteps, guidance, class_labels, generator, device, low_res, order)
         is_differentiable = self.is_differentiable  # no longer, perhaps, in the backward pass
 
         def move(sample: torch.Tensor, index: int, keeps_graph: bool = False) -> torch.Tensor:
@@ -616,6 +618,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         generator: Generators,
         device: torch.device,
         low_res: torch.Tensor | None = None,
+        order: int = 1,
     ) -> tuple[Look, Counter]:
         """How a call looks at a sample in one of its steps, and what it has computed, which grows as it does."""
         cost = Counter(unet=0, classifier=0, backward=0)
@@ -634,6 +637,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             generator=generator,
             memory={},
             cost=cost,
+            order=order,
         )
         return look, cost
 

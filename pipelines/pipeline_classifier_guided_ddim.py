@@ -155,7 +155,9 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
         if begin_index > 0:
             latents = diffusion.q_sample(image, latents, timesteps[0])
         take_step = ddim_steps(scheduler, diffusion, guidance, eta or 0.0, generator, begin_index)
-        sample, cost = self.denoise(latents, take_step, diffusion, timesteps, guidance, labels, generator, on_step_end)
+        sample, cost = self.denoise(
+            latents, take_step, diffusion, timesteps, guidance, labels, generator, on_step_end, order=scheduler.order
+        )
         return self.finish(sample, output_type, return_dict, cost)
 
     @torch.no_grad()

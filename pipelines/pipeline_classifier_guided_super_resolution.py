@@ -170,7 +170,16 @@ class ClassifierGuidedSuperResolutionPipeline(ClassifierGuidedPipeline):
         else:
             take_step = ddim_steps(scheduler, diffusion, guidance, eta or 0.0, generator)
         sample, cost = self.denoise(
-            latents, take_step, diffusion, timesteps, guidance, labels, generator, on_step_end, low_res
+            latents,
+            take_step,
+            diffusion,
+            timesteps,
+            guidance,
+            labels,
+            generator,
+            on_step_end,
+            low_res,
+            scheduler.order,
         )
         return self.finish(sample, output_type, return_dict, cost)
 

@@ -57,6 +57,14 @@ class EDMHeunScheduler(SchedulerMixin, ConfigMixin):
             raise InputError(f"`solver_order` must be 1 or 2, got {solver_order!r}.")
         self.betas = DDPMScheduler(num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas).betas
         self.alphas_cumprod = torch.cumprod(1 - self.betas.double(), dim=0)
+        first, last = noise_levels(self.alphas_cumprod)[[0, -1]].tolist()
+        if not (rho > 0 and 0 <= sigma_min < sigma_max and sigma_min < last and sigma_max > first):
+            raise InputError(
+                f"`rho` must be above 0, and `sigma_min` below `sigma_max`, both among the noise levels of the training process "
+                f"({first:.3g} to {last:.3g}), got {rho}, {sigma_min} and {sigma_max}."
+            )
+        if s_churn < 0 or s_noise < 0:
+            raise InputError(f"`s_churn` and `s_noise` must be at least 0, got {s_churn} and {s_noise}.")
         self.set_timesteps(num_train_timesteps)
 
     @property

@@ -207,6 +207,7 @@ def scheduler_on_guided_noise(
         num_steps = len(diffusion.timesteps)
         scheduler.register_to_config(num_train_timesteps=num_steps, timestep_spacing="leading", steps_offset=0)
         scheduler.alphas_cumprod = diffusion.alphas_cumprod  # float64: 1 - abar is small at the end
+        scheduler.final_alpha_cumprod = torch.tensor(1.0)  # the last step leads to the clean image
         scheduler.set_timesteps(num_steps)
     if hasattr(scheduler, "set_begin_index"):
         # else it looks for its first timestep, which Karras's spacing may repeat
@@ -279,7 +280,7 @@ def resolve_timesteps(
     number = int(num_inference_steps)
     _keep_signal(scheduler)
     if isinstance(scheduler, IN_SIGMA):
-        _set_timesteps(scheduler, number)
+        _space(scheduler, number)
         process = GaussianDiffusion.from_scheduler(scheduler)
         scheduler.timesteps = timesteps_at(sigmas_of(scheduler, process), noise_levels(process.alphas_cumprod)).float()
         return scheduler.timesteps.tolist()
@@ -338,14 +339,16 @@ def _space(scheduler: SchedulerMixin, num_inference_steps: int) -> None:
     """Sets timesteps as the scheduler spaces them, or evenly from the last one, where those start or end wrongly.
 
     "leading" takes whole strides alone: 600 steps of 1,000 would start at timestep 600 or 599, which is not pure noise. An offset
-    may lead beyond the last timestep, and "trailing", which adds up fractions, below 0.
+    may lead beyond the last timestep, and "trailing", which adds up fractions, below 0. Of a single step, "linspace" is the last
+    one, without noise.
     """
     num_train_timesteps, spacing = scheduler.config.num_train_timesteps, scheduler.config.get("timestep_spacing")
     _set_timesteps(scheduler, num_inference_steps)
     first, last = scheduler.timesteps.max().item(), scheduler.timesteps.min().item()
     far_below = num_train_timesteps - 1 - first > min(max(2 / num_inference_steps, 0.1), 0.4) * num_train_timesteps
-    if first >= num_train_timesteps or last < 0 or (spacing == "leading" and far_below):
-        scheduler.register_to_config(timestep_spacing="linspace", steps_offset=0)
+    is_single = num_inference_steps == 1
+    if first >= num_train_timesteps or last < 0 or (far_below and (spacing == "leading" or is_single)):
+        scheduler.register_to_config(timestep_spacing="trailing" if is_single else "linspace", steps_offset=0)
         _set_timesteps(scheduler, num_inference_steps)
 
 
@@ -368,6 +371,8 @@ def _set_timesteps(scheduler: SchedulerMixin, *args, **kwargs) -> None:
         scheduler.set_timesteps(*args, **kwargs)
     except ValueError as error:  # PNDM takes no fewer than 4 steps, Karras's spacing no timesteps
         raise InputError(f"{type(scheduler).__name__} cannot space its steps so: {error}") from error
+    if bool(torch.as_tensor(scheduler.timesteps).isnan().any()):  # KDPM2AncestralDiscreteScheduler's of two steps
+        raise InputError(f"{type(scheduler).__name__} finds no timestep for one of so few steps: take more.")
 
 
 def _whole_numbers(timesteps: Sequence[int]) -> list[int]:

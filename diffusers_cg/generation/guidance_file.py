@@ -67,7 +67,15 @@ GUIDANCES = OF_CLEAN_IMAGES | {
 UNSET = ("", "null", "~")
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
-NoiseLevel = Annotated[float, Field(ge=0, allow_inf_nan=True), BeforeValidator(lambda word: word.lstrip("."))]  # .inf
+NOT_OF_TARGETS = ("scale", "through_unet", "sine")
+"""Arguments of guidances of clean images that say how they guide, which a target leaves to what it is the target of."""
+
+
+def _infinity_of_yaml(word: Any) -> Any:
+    return "inf" if word in (".inf", ".Inf", ".INF") else word
+
+
+NoiseLevel = Annotated[float, Field(ge=0, allow_inf_nan=True), BeforeValidator(_infinity_of_yaml)]
 
 
 class Changes(Typed):
@@ -165,8 +173,8 @@ OF_PIPELINE = ("unet", "processor")
 """Arguments that no file states: they come with the pipeline, or with a network."""
 
 
-def entry_class(guidance: type[Guidance]) -> type[Changes]:
-    """What a file can say of a guidance: the arguments of its class, and how it is changed."""
+def entry_class(guidance: type[Guidance], is_target: bool = False) -> type[Typed]:
+    """What a file can say of a guidance: the arguments of its class, and how it is changed; of a target, what it judges by."""
     hints = get_type_hints(guidance.__init__)
     fields = {}
     for name, argument in inspect.signature(guidance).parameters.items():
@@ -178,11 +186,11 @@ def entry_class(guidance: type[Guidance]) -> type[Changes]:
             kind = str
         elif name == "target":
             kind = Typed
-        if name not in OF_PIPELINE:
+        if name not in OF_PIPELINE + (NOT_OF_TARGETS if is_target else ()):
             fields[name] = (kind, default)
     if "classify" in fields:
         fields["softplus_beta"] = (float | None, None)
-    return typed(guidance.__name__, fields, Changes)
+    return typed(guidance.__name__, fields, Typed if is_target else Changes)
 
 
 # ------------------------------------------------------------------------------------------------------------- the file
@@ -214,7 +222,7 @@ class GuidanceFile:
         ]
         self.networks: dict[tuple[str, str], Network] = {}
 
-    def _read(self, stated: Any, where: str, known: dict[str, type[Guidance]]) -> Changes:
+    def _read(self, stated: Any, where: str, known: dict[str, type[Guidance]], is_target: bool = False) -> Typed:
         if not isinstance(stated, dict) or not isinstance(stated.get("guidance"), str):
             raise InputError(f"{where} has no line `guidance: NAME`, with a name of {', '.join(known)}.")
         words = {name: word for name, word in stated.items() if word not in UNSET}
@@ -222,11 +230,12 @@ class GuidanceFile:
         if name not in known:
             raise InputError(f"{where} must be one of {', '.join(known)}{nearest(name, known)}, got {name!r}.")
         where = f"{where}, {name}"
-        kind = entry_class(known[name])
+        kind = entry_class(known[name], is_target)
         if "target" in kind.model_fields and "target" in words:
-            words["target"] = self._read(words["target"], f"{where}: target", OF_CLEAN_IMAGES)
+            words["target"] = self._read(words["target"], f"{where}: target", OF_CLEAN_IMAGES, is_target=True)
         entry = read(kind, words, where)
-        said_of(where, entry.of, Guidance())
+        if not is_target:
+            said_of(where, entry.of, Guidance())
         return entry
 
     def load(self, pipe: ClassifierGuidedPipeline) -> Guidance:

@@ -52,8 +52,11 @@ class SchedulerChoice:
             raise InputError(f"{why}: those that can be guided are {', '.join(SCHEDULERS)}.")
         hints = get_type_hints(SCHEDULERS[name].__init__)
         fields = {word: (kind | None, None) for word, kind in hints.items() if word not in OF_THE_PROCESS}
-        values = read(typed(name, fields), stated(name, options), name)
-        return cls(name, values.model_dump(exclude_unset=True))
+        values = read(typed(name, fields), stated(name, options), name).model_dump(exclude_unset=True)
+        order = values.get("solver_order")
+        if order is not None and order < 1:
+            raise InputError(f"{name}: solver_order: must be at least 1, got {order}.")
+        return cls(name, values)
 
     @property
     def sampler(self) -> Literal["ddpm", "ddim"]:

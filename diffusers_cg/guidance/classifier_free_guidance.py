@@ -10,6 +10,7 @@ from torch import nn
 
 from diffusers_cg.diffusion import check_trained_process
 from diffusers_cg.errors import InputError
+from diffusers_cg.guidance.classifier_guidance import evaluating
 from diffusers_cg.guidance.guidance import Guidance, check_per_image, per_image
 from diffusers_cg.guidance.guided_step import GuidedCall, GuidedStep
 
@@ -77,7 +78,8 @@ class AutoGuidance(PredictionGuidance):
         check_unet("weak unet", self.weak_unet, call)
 
     def other_noise(self, step: GuidedStep) -> torch.Tensor:
-        return step.predict(step.sample, step.timestep, step.class_labels, unet=self.weak_unet).noise
+        with evaluating(self.weak_unet):
+            return step.predict(step.sample, step.timestep, step.class_labels, unet=self.weak_unet).noise
 
 
 class PerturbedAttentionGuidance(PredictionGuidance):
@@ -87,7 +89,7 @@ class PerturbedAttentionGuidance(PredictionGuidance):
     Args:
         unet (`UNet2DModel`): The pipeline's; not changed.
         scale (`float` or one per image): s of the paper: 0 is off.
-        blocks (sequence of `str`): Attention is perturbed in modules whose names begin with one of these; the paper's
+        blocks (sequence of `str`, or one): Attention is perturbed in modules whose names begin with one of these; the paper's
             for ADM is the middle block.
 
     Raises:
@@ -100,11 +102,12 @@ class PerturbedAttentionGuidance(PredictionGuidance):
         scale: float | Sequence[float] | torch.Tensor,
         blocks: Sequence[str] = ("mid_block",),
     ):
-        super().__init__(1 + torch.as_tensor(scale, dtype=torch.float32))
+        super().__init__(1 + per_image("`scale`", scale))
+        blocks = (blocks,) if isinstance(blocks, str) else tuple(blocks)
         shared = {id(weight): weight for weight in [*unet.parameters(), *unet.buffers()]}
         self.perturbed_unet = copy.deepcopy(unet, shared)  # the same weights under modules of its own
         attentions = {name: each for name, each in self.perturbed_unet.named_modules() if isinstance(each, Attention)}
-        perturbed = [each for name, each in attentions.items() if name.startswith(tuple(blocks))]
+        perturbed = [each for name, each in attentions.items() if name.startswith(blocks)]
         if not perturbed:
             raise InputError(f"No attention begins with {list(blocks)}; the unet's are {list(attentions)}.")
         for attention in perturbed:
@@ -115,7 +118,8 @@ class PerturbedAttentionGuidance(PredictionGuidance):
         check_unet("unet of the guidance", self.perturbed_unet, call)
 
     def other_noise(self, step: GuidedStep) -> torch.Tensor:
-        return step.predict(step.sample, step.timestep, step.class_labels, unet=self.perturbed_unet).noise
+        with evaluating(self.perturbed_unet):
+            return step.predict(step.sample, step.timestep, step.class_labels, unet=self.perturbed_unet).noise
 
 
 def check_unet(name: str, unet: nn.Module, call: GuidedCall) -> None:

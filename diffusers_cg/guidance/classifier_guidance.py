@@ -40,8 +40,11 @@ class ClassifierGuidance(Guidance):
         entropy_driven: bool = False,
         at_mean: bool = False,
     ):
-        if not hasattr(classifier, "config"):
-            raise InputError(f"A classifier of noisy images is needed, as NoisyClassifierModel, got {classifier!r}.")
+        if "num_classes" not in getattr(classifier, "config", ()):
+            raise InputError(
+                f"A classifier of noisy images is needed, as NoisyClassifierModel, got {type(classifier).__name__}: one that never "
+                "saw noise guides by CleanClassifierGuidance."
+            )
         self.classifier = classifier
         self.class_labels = label_tensor(class_labels)
         self.scale = per_image("`scale`", scale)

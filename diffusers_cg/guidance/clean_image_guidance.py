@@ -145,9 +145,19 @@ class CleanClassifierGuidance(CleanImageGuidance):
         check_channels("classifier", self.classify, call)
 
     def log_likelihood(self, clean_images: torch.Tensor, step: GuidedStep) -> torch.Tensor:
-        logits = self.classify(clean_images).float()
+        logits = self.classify(clean_images)
         step.cost["classifier"] += 1
-        class_labels = labels_for(self.class_labels, step, len(logits))
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != len(clean_images):
+            got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise InputError(
+                f"`classify` must give logits of shape ({len(clean_images)}, number of classes), got {got}: image_classifier "
+                "makes such a function of a model of transformers."
+            )
+        logits, class_labels = logits.float(), labels_for(self.class_labels, step, len(logits))
+        if not hasattr(self.classify, "num_classes") and int(class_labels.max()) >= logits.shape[1]:
+            raise InputError(
+                f"`class_labels` of a guidance must lie in 0..{logits.shape[1] - 1}, got {class_labels.tolist()}."
+            )
         joint = self.joint_temperature * logits.gather(1, class_labels[:, None])[:, 0]
         return joint - (self.marginal_temperature * logits).logsumexp(dim=1)
 

@@ -19,6 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import reduce
+from numbers import Real
 from operator import add
 
 import torch
@@ -120,10 +121,11 @@ class GradientFunction(Guidance):
 
     def __call__(self, step: GuidedStep) -> torch.Tensor | float:
         gradient = self.function(step)
-        if isinstance(gradient, torch.Tensor) and gradient.shape != step.sample.shape:
+        is_tensor = isinstance(gradient, torch.Tensor)
+        if not isinstance(gradient, Real) and not (is_tensor and gradient.shape == step.sample.shape):
             raise InputError(
                 f"A guidance must return a gradient of the sample's shape {tuple(step.sample.shape)}, got "
-                f"{tuple(gradient.shape)}."
+                f"{tuple(gradient.shape) if is_tensor else gradient!r}."
             )
         return gradient
 
@@ -249,21 +251,26 @@ class Confined(Changed):
     """A guidance in a part of the steps; see [`Guidance.confined`]."""
 
     def __init__(self, guidance: Guidance, start: float, stop: float, sigmas: tuple[float, float], every: int):
-        if not (0 <= start < stop <= 1 and 0 <= sigmas[0] < sigmas[1] and every >= 1):
+        try:
+            least, most = sigmas
+            fits = 0 <= start < stop <= 1 and 0 <= least < most and every >= 1 and every == int(every)
+        except (TypeError, ValueError):  # of another kind
+            fits = False
+        if not fits:
             raise InputError(
                 "A guidance is confined to 0 <= start < stop <= 1 and to rising noise levels, each step or every k-th, got "
                 f"start={start}, stop={stop}, sigmas={sigmas}, every={every}."
             )
         super().__init__(guidance)
         self.start, self.stop = start, stop
-        self.sigmas = sigmas
+        self.sigmas = (least, most)
         self.every = every
 
     def is_active(self, step: GuidedStep) -> bool:
         return (
             self.start <= step.index / step.num_steps < self.stop
             and self.sigmas[0] < step.sigma <= self.sigmas[1]
-            and step.index % self.every == 0
+            and step.index // step.order % self.every == 0
         )
 
     def change(self, part: Callable, step: GuidedStep, unchanged: torch.Tensor | float) -> torch.Tensor | float:
@@ -300,7 +307,7 @@ class Clamped(Changed):
     """A guidance that goes no farther than `max_norm` in an image; see [`Guidance.clamped`]."""
 
     def __init__(self, guidance: Guidance, max_norm: float):
-        if not max_norm > 0:
+        if not isinstance(max_norm, Real) or not max_norm > 0:
             raise InputError(f"`max_norm` must be above 0, got {max_norm!r}.")
         super().__init__(guidance)
         self.max_norm = max_norm

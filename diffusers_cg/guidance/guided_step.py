@@ -52,7 +52,7 @@ class GuidedStep:
 
     Args:
         sample (`torch.Tensor`): x_t, (B, C, H, W), float32.
-        index (`int`): Which step of the call.
+        index (`int`): Which step of the call. An evaluation of the unet is one, also where a scheduler takes two a step.
         timesteps (`torch.Tensor`): Those of the call in their order, (number of steps,), int64 or fractional.
         class_labels (`torch.Tensor`, *optional*): (B,) int64, as the call was given them.
         predict (callable): A network, `(sample, timestep, class_labels, unet=the pipeline's) -> Prediction`: to be asked about
@@ -62,6 +62,7 @@ class GuidedStep:
         generator (`torch.Generator` or one per image, *optional*): Source of all randomness of the call.
         memory (`dict`): What guidances keep from step to step of one call, each under a key of its own.
         cost (`Counter`): What the call has computed so far: `"unet"`, `"classifier"` and `"backward"` passes.
+        order (`int`): Evaluations that the scheduler takes for a step of its own: `index // order` is which of those it is.
         keeps_graph (`bool`): Whether all that follows from the sample, gradients of guidances too, has a graph that leads
             back to it, as in a differentiable call.
     """
@@ -76,6 +77,7 @@ class GuidedStep:
     generator: Generators = None
     memory: dict[Any, Any] = field(default_factory=dict)
     cost: Counter = field(default_factory=Counter)
+    order: int = 1
     keeps_graph: bool = False
 
     # ------------------------------------------------------------------------------------------------ where it stands

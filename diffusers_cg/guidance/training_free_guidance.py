@@ -36,8 +36,8 @@ class TrainingFreeGuidance(Guidance):
     | Universal Guidance (Bansal et al., 2023) | `rho`, `mu`, `num_iterations`, `num_recurrences` |
 
     Args:
-        target ([`CleanImageGuidance`] or callable): f: any guidance of clean images (its own scale is not used), or a
-            function of them, (B, C, H, W) -> (B,).
+        target ([`CleanImageGuidance`] or callable): f: any guidance of clean images (what it judges by, not how far it goes),
+            or a function of them, (B, C, H, W) -> (B,).
         rho, mu (`float`): Strength through the unet, and on the clean image; 0 is off and costs nothing.
         sigma (`float`): Spread of the noises that f is smoothed by; 0 is none.
         num_samples, num_iterations, num_recurrences (`int`).
@@ -69,8 +69,11 @@ class TrainingFreeGuidance(Guidance):
                 "`rho_schedule` and `mu_schedule` must be 'increase', 'decrease' or 'constant', and `sigma_schedule` 'decrease' "
                 f"or 'constant', got {rho_schedule!r}, {mu_schedule!r} and {sigma_schedule!r}."
             )
-        if not callable(target):
-            raise InputError(f"`target` must be a guidance of clean images or a function of them, got {target!r}.")
+        if not callable(target) or (isinstance(target, Guidance) and not isinstance(target, CleanImageGuidance)):
+            raise InputError(
+                f"`target` must be a guidance of clean images or a function of them, got {target!r}: what weighs, confines or "
+                "clamps goes around TrainingFreeGuidance itself."
+            )
         self.target = target
         self.rho, self.mu, self.sigma = rho, mu, sigma
         self.num_samples = num_samples if sigma > 0 else 1

@@ -1,6 +1,7 @@
 """`--scheduler` and `--guidance` of `diffusers-cg sample`, `sweep` and `demo`: what they name is what steers."""
 
 import json
+import math
 import os
 import shutil
 
@@ -228,6 +229,15 @@ def test_guidance_of_a_file_is_that_of_python(sample, saved, tmp_path, entries, 
     assert not np.array_equal(pixels(tmp_path / "out"), drawn(pipe, classifier_scale=0))
 
 
+@pytest.mark.parametrize(
+    ("word", "value"), [(".3", 0.3), (".5e1", 5.0), (".inf", math.inf), ("inf", math.inf), ("2", 2.0)]
+)
+def test_noise_levels_as_yaml_writes_them(tmp_path, word, value):
+    (tmp_path / "file").write_text(f"- guidance: ClassifierGuidance\n  sigmas: [.05, {word}]")
+    (entry,) = GuidanceFile(tmp_path / "file").entries
+    assert entry.sigmas == (0.05, value)
+
+
 def test_guidance_stands_in_the_classifiers_place_or_beside_it(sample, saved, tmp_path, guidance):
     file = guidance({"guidance": "ClassifierGuidance", "scale": 1.5})
     sample("--guidance", file)
@@ -331,6 +341,17 @@ def test_a_sweep_multiplies_the_guidance_of_the_file(saved, tmp_path, guidance, 
             ["--samplers", "ddim:2", "--scheduler", "DDPMScheduler"],
             "DDPMScheduler takes the steps of the sampler ddpm",
         ),
+        (
+            [
+                "--samplers",
+                "ddim:2",
+                "UniPCMultistepScheduler:2",
+                "--scheduler",
+                "UniPCMultistepScheduler",
+                "solver_order=1",
+            ],
+            "is the curve UniPCMultistepScheduler:2, too: name one of the two",
+        ),
     ],
     ids=" ".join,
 )
@@ -382,6 +403,10 @@ def test_a_page_of_a_scheduler_and_a_guidance(saved, guidance):
         (["EDMHeunScheduler", "s_chrn=1"], "EDMHeunScheduler takes no 's_chrn' (the nearest is s_churn)"),
         (["EDMHeunScheduler", "s_churn=much"], "EDMHeunScheduler: s_churn: must be a valid number"),
         (["EDMHeunScheduler", "s_churn"], "An option of EDMHeunScheduler is a word, = and a value"),
+        (["EDMHeunScheduler", "rho=0"], "`rho` must be above 0"),
+        (["EDMHeunScheduler", "sigma_min=50", "sigma_max=1"], "`sigma_min` below `sigma_max`"),
+        (["EDMHeunScheduler", "s_churn=-5"], "`s_churn` and `s_noise` must be at least 0"),
+        (["DPMSolverMultistepScheduler", "solver_order=0"], "solver_order: must be at least 1, got 0"),
         (["DDIMScheduler", "beta_schedule=linear"], "DDIMScheduler takes no 'beta_schedule'"),
         (["DDIMScheduler", "thresholding=true"], "DDIMScheduler takes no 'thresholding'"),
         (["DDIMScheduler", "steps_offset={"], "DDIMScheduler: steps_offset: '{' is no value"),
@@ -431,6 +456,11 @@ def test_schedulers_that_are_refused(sample, tmp_path, words, said):
         ),
         ("- guidance: ClassifierGuidance\n  sigmas: [5, 0.3]", "rising noise levels"),
         ("- guidance: ClassifierGuidance\n  sigmas: 5", "sigmas: must be"),
+        ("- guidance: ClassifierGuidance\n  sigmas: [[1], 2]", "sigmas: must be"),
+        (
+            "- guidance: TrainingFreeGuidance\n  target: {guidance: TextGuidance, clip: SAVED/clip, text: a, weight: 3}",
+            "target, TextGuidance takes no 'weight'",
+        ),
         ("- guidance: ClassifierGuidance\n  every: 0", "each step or every k-th"),
         ("- guidance: ClassifierGuidance\n  max_norm: 0", "`max_norm` must be above 0"),
         ("- guidance: ClassifierGuidance\n  class_labels: 5", "`class_labels` of a guidance must lie in 0..4"),

@@ -4,11 +4,19 @@ import logging
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, LCMScheduler, SASolverScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    LCMScheduler,
+    SASolverScheduler,
+)
 
 from diffusers_cg import DIGITS, ClassifierGuidedDDIMPipeline
 from diffusers_cg.diffusion import resolve_timesteps, to_ddim_scheduler, training_scheduler
 from diffusers_cg.diffusion.schedulers import SOLVERS
+from diffusers_cg.diffusion.sigma_space import IN_SIGMA
 from diffusers_cg.errors import InputError
 
 
@@ -28,8 +36,24 @@ def test_every_number_of_steps_starts_from_noise(solver, spacing):
         assert 1000 - max(100, 2001 / number) <= timesteps[0] + 1 <= 1000, number
 
 
-def test_one_step_starts_from_noise():
-    assert resolve_timesteps(DPMSolverMultistepScheduler(timestep_spacing="leading"), 1, None) == [999]
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("solver", IN_SIGMA[:-1], ids=lambda solver: solver.__name__)
+def test_so_it_does_in_sigma(solver, spacing):
+    config = training_scheduler().config
+    for number in (1, 7, 25, 400):
+        timesteps = resolve_timesteps(solver.from_config(config, timestep_spacing=spacing), number, None)
+        assert 1000 - max(100, 2001 / max(number, 4)) <= timesteps[0] + 1 <= 1000.5, number
+
+
+def test_steps_that_have_no_timestep_are_refused():
+    with pytest.raises(InputError, match="so few steps: take more"):
+        resolve_timesteps(KDPM2AncestralDiscreteScheduler.from_config(training_scheduler().config), 2, None)
+
+
+@pytest.mark.parametrize("solver", [DDIMScheduler, DPMSolverMultistepScheduler, *IN_SIGMA[:-1]])
+def test_one_step_starts_from_noise(solver):
+    scheduler = solver.from_config(training_scheduler().config, timestep_spacing="leading")
+    assert resolve_timesteps(scheduler, 1, None)[0] > 980
 
 
 @pytest.mark.parametrize(

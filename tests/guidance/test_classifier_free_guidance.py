@@ -139,6 +139,16 @@ def test_what_does_not_fit_is_said_before_anything_is_computed(unet, labels, gui
     tiny.check_refused(pipe, call, InputError, said)
 
 
+def test_one_name_of_blocks_is_a_list_of_one():
+    unet = tiny.fresh_unet()
+    one, several = (PerturbedAttentionGuidance(unet, 1.0, blocks=blocks) for blocks in ("mid_block", ["mid_block"]))
+    perturbed = [
+        [type(each.processor) for each in guidance.perturbed_unet.modules() if hasattr(each, "processor")]
+        for guidance in (one, several)
+    ]
+    assert perturbed[0] == perturbed[1] and len(set(perturbed[0])) == 2
+
+
 def test_attention_that_is_not_there():
     with pytest.raises(InputError, match="No attention begins with"):
         PerturbedAttentionGuidance(tiny.fresh_unet(), 1.0, blocks=["up_blocks.9"])
@@ -148,3 +158,5 @@ def test_attention_that_is_not_there():
 def test_a_scale_that_is_none(scale):
     with pytest.raises(InputError, match="`scale` must be"):
         ClassifierFreeGuidance(scale)
+    with pytest.raises(InputError, match="`scale` must be"):
+        PerturbedAttentionGuidance(tiny.fresh_unet(), scale)

@@ -11,7 +11,7 @@ from diffusers import DPMSolverMultistepScheduler
 from tiny import seeded
 from torch import nn
 
-from diffusers_cg import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
+from diffusers_cg import ClassifierGuidance, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
 from diffusers_cg.errors import InputError
 from diffusers_cg.guidance import (
     CleanClassifierGuidance,
@@ -288,6 +288,20 @@ def test_training_free_guidance_needs_steps_that_can_be_taken_again(num_recurren
     tiny.check_refused(pipe, call, InputError, "DPMSolverMultistepScheduler cannot take the steps")
 
 
+@pytest.mark.parametrize(
+    ("classify", "said"),
+    [
+        (lambda images: images.mean(dim=(1, 2, 3)), r"logits of shape \(2, number of classes\), got \(2,\)"),
+        (lambda images: {"logits": images}, "got dict: image_classifier makes such a function"),
+        (lambda images: images.flatten(1)[:, :2], r"must lie in 0..1, got \[0, 3\]"),
+    ],
+)
+def test_logits_that_are_none(classify, said):
+    pipe = tiny.pipeline(DDIM, with_classifier=False)
+    with pytest.raises(InputError, match=said):
+        draw(pipe, CleanClassifierGuidance(classify))
+
+
 def test_what_cannot_be_made(classifier, clip):
     model, processor = classifier
     for make, said in [
@@ -303,6 +317,8 @@ def test_what_cannot_be_made(classifier, clip):
         (lambda: TrainingFreeGuidance(len, rho=-1.0), "must be at least 0"),
         (lambda: TrainingFreeGuidance(len, rho_schedule="linear"), "`rho_schedule` and `mu_schedule` must be"),
         (lambda: TrainingFreeGuidance(3), "`target` must be"),
+        (lambda: TrainingFreeGuidance(0.5 * EnergyGuidance(len)), "goes around TrainingFreeGuidance itself"),
+        (lambda: ClassifierGuidance(model), "one that never saw noise guides by CleanClassifierGuidance"),
         (lambda: EnergyGuidance(len, scale=math.inf), "`scale` must be a finite number"),
     ]:
         with pytest.raises(InputError, match=said):

@@ -13,7 +13,7 @@ from diffusers_cg import (
     ClassifierGuidedSuperResolutionPipeline,
 )
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance import CleanClassifierGuidance, EnergyGuidance, PiGDMGuidance
+from diffusers_cg.guidance import AutoGuidance, CleanClassifierGuidance, EnergyGuidance, PiGDMGuidance
 from diffusers_cg.restoration import Mask
 
 
@@ -143,16 +143,17 @@ def test_memory_holds_one_sample_of_each_step(pipes):
 
 def test_it_goes_to_latents_alone_and_ends_with_the_block(pipes):
     pipe = pipes[ClassifierGuidedDDPMPipeline]
-    for model in (pipe.unet, pipe.classifier):
+    weak = tiny.unet(base_channels=8)
+    for model in (pipe.unet, pipe.classifier, weak):
         model.requires_grad_(True).train()
     latents = LATENTS.clone().requires_grad_(True)
     for checkpointing in (True, False):
         with pipe.differentiable(checkpointing):
-            draw(pipe, latents).sum().backward()
+            draw(pipe, latents, guidance=AutoGuidance(weak, 1.5)).sum().backward()
             with torch.no_grad():
                 assert not draw(pipe, latents).requires_grad
             assert not draw(pipe, LATENTS).requires_grad
-    parameters = [*pipe.unet.parameters(), *pipe.classifier.parameters()]
+    parameters = [*pipe.unet.parameters(), *pipe.classifier.parameters(), *weak.parameters()]
     assert all(each.requires_grad and each.grad is None for each in parameters) and pipe.unet.training
     for model in (pipe.unet, pipe.classifier):
         model.eval()

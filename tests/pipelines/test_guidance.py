@@ -5,12 +5,17 @@ import math
 import pytest
 import tiny
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, HeunDiscreteScheduler, KDPM2DiscreteScheduler
 from tiny import seeded
 
-from diffusers_cg import ClassifierGuidance, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
+from diffusers_cg import (
+    ClassifierGuidance,
+    ClassifierGuidedDDIMPipeline,
+    ClassifierGuidedDDPMPipeline,
+    EDMHeunScheduler,
+)
 from diffusers_cg.errors import InputError
-from diffusers_cg.guidance import Guidance, classifier_gradient
+from diffusers_cg.guidance import Guidance, GuidanceSum, classifier_gradient
 
 
 DDPM, DDIM = ClassifierGuidedDDPMPipeline, ClassifierGuidedDDIMPipeline
@@ -389,11 +394,35 @@ def test_a_confined_change_of_the_prediction(pipes, kind):
 
 
 @pytest.mark.parametrize(
-    "confines", [{"start": 0.5, "stop": 0.5}, {"stop": 2}, {"sigmas": (2.0, 1.0)}, {"sigmas": (-1, 1)}, {"every": 0}]
+    "confines",
+    [
+        *({"start": 0.5, "stop": 0.5}, {"stop": 2}, {"sigmas": (2.0, 1.0)}, {"sigmas": (-1, 1)}, {"sigmas": 5}),
+        *({"every": 0}, {"every": 1.5}, {"every": "2"}),
+    ],
 )
 def test_an_interval_that_holds_no_step_is_refused(confines):
     with pytest.raises(InputError, match="A guidance is confined to"):
         Shifted().confined(**confines)
+
+
+@pytest.mark.parametrize("kind", [HeunDiscreteScheduler, KDPM2DiscreteScheduler, EDMHeunScheduler])
+def test_every_kth_step_of_second_order_is_guided_whole(kind):
+    pipe = tiny.pipeline(ClassifierGuidedDDIMPipeline, conditional=True)
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    guided = []
+
+    def note(step):
+        guided.append(step.index)
+        return 0.0
+
+    pipe(LABELS, num_inference_steps=5, guidance=GuidanceSum([note]).confined(every=2), generator=seeded())
+    assert guided == [0, 1, 4, 5, 8]
+
+
+@pytest.mark.parametrize("returned", [None, "gradient", [1.0]])
+def test_a_function_that_returns_no_gradient(pipes, returned):
+    with pytest.raises(InputError, match="A guidance must return a gradient"):
+        draw(pipes[ClassifierGuidedDDIMPipeline], lambda step: returned)
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
