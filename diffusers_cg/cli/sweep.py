@@ -59,6 +59,7 @@ class SweepSettings(ReferenceSettings, SteeredSettings, DrawSettings):
 
 
 def run(settings: SweepSettings) -> None:
+    from diffusers_cg.errors import InputError
     from diffusers_cg.evaluation.sweep import NUM_SHOWN, TABLE_FILE, Cell, sweep_to_folder
     from diffusers_cg.generation import (
         SampleFolder,
@@ -91,7 +92,13 @@ def run(settings: SweepSettings) -> None:
                 guidance_weight=1.0 if guidance is None else scale,
                 shared=shared,
             )
-            pipelines[Cell(saved.steps, int(steps), scale)] = saved
+            cell = Cell(saved.steps, int(steps), scale)
+            if cell in pipelines:
+                raise InputError(
+                    f"ddim:{steps} by --scheduler {saved.steps} is the curve {saved.steps}:{steps}, too: name one of the two, "
+                    "and sweep the other into another folder."
+                )
+            pipelines[cell] = saved
     classes = common_classes(pipelines.values(), settings.classes)
 
     (reference,) = open_sets(settings, reference=settings.reference)

@@ -169,7 +169,7 @@ def generate_to_folder(
             evaluations[STAGES[stage]] = cost
             folder.write_settings(settings, evaluations)
 
-    if png or not folder.holds_npz(num_samples):
+    if png or folder.num_in_npz != num_samples:
         if processes.is_main_process:
             folder.write_settings(settings, evaluations)
         batches = batches_to_draw(shares(images, batch_size), folder)

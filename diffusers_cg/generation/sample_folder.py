@@ -114,7 +114,14 @@ class SampleFolder:
             InputError: if the folder's settings cannot be read.
         """
         file = self.path / SETTINGS_FILE
-        return read_json(file).get("class_digits", 1) if file.is_file() else len(str(num_classes - 1))
+        is_begun = file.is_file() and self.has_samples
+        return read_json(file).get("class_digits", 1) if is_begun else len(str(num_classes - 1))
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether there is more than what a run leaves that has drawn nothing yet."""
+        settings = (self.path / SETTINGS_FILE, self._partial(SETTINGS_FILE))
+        return self.path.is_dir() and any(entry not in settings for entry in self.path.iterdir())
 
     def check(self, settings: dict[str, Any], images: Sequence[ImageToDraw]) -> None:
         """Sees whether these images can be drawn here; nothing is written.
@@ -127,13 +134,13 @@ class SampleFolder:
             return
         if not self.path.is_dir():
             raise NotADirectoryError(f"{self.path} is a file: name a folder for the samples.")
+        if not self.has_samples:
+            return
         file = self.path / SETTINGS_FILE
         if not file.is_file():
-            if any(entry != self._partial(SETTINGS_FILE) for entry in self.path.iterdir()):
-                raise InputError(
-                    f"{self.path} holds something else than samples (it has no {SETTINGS_FILE}): name another folder."
-                )
-            return
+            raise InputError(
+                f"{self.path} holds something else than samples (it has no {SETTINGS_FILE}): name another folder."
+            )
         before = flatten({name: value for name, value in read_json(file).items() if name != EVALUATIONS})
         now = flatten(settings)
         differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
@@ -141,9 +148,10 @@ class SampleFolder:
             stated = ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in differing)
             raise InputError(f"{self.path} holds samples of other settings: {stated}. Name another folder.")
         more = self._paths() - {image.path for image in images}
-        if more:
+        if more or self.num_in_npz > len(images):
+            more = min(more) if more else f"{NPZ_FILE} with {self.num_in_npz}"
             raise InputError(
-                f"{self.path} holds more than the {len(images)} samples asked for, {min(more)} for one: name another "
+                f"{self.path} holds more than the {len(images)} samples asked for, {more} for one: name another "
                 "folder, or ask for as many."
             )
 
@@ -178,14 +186,15 @@ class SampleFolder:
         with Image.open(self.path / image.path) as opened:
             return opened.copy()
 
-    def holds_npz(self, num_samples: int) -> bool:
-        """Whether `samples.npz` is there with as many images."""
+    @property
+    def num_in_npz(self) -> int:
+        """How many images `samples.npz` holds; 0 if it is not there."""
         if not (self.path / NPZ_FILE).is_file():
-            return False
+            return 0
         with np.load(self.path / NPZ_FILE) as arrays, arrays.zip.open("arr_0.npy") as member:
             np.lib.format.read_magic(member)
             shape, _, _ = np.lib.format.read_array_header_1_0(member)
-        return shape[0] == num_samples
+        return shape[0]
 
     def write_npz(self, images: Sequence[ImageToDraw]) -> None:
         """Gathers images in `samples.npz`: `arr_0` (N, H, W, C) uint8 and, where they have classes, `arr_1` (N,) int64.

@@ -268,6 +268,9 @@ def test_npz_is_in_the_layout_of_the_reference(generate, tmp_path, count_unet_pa
     forward_passes = count_unet_passes()
     generate("base", output="alone", png=False, **options)
     assert forward_passes() == 0 and contents(tmp_path / "alone") == once
+    with pytest.raises(InputError, match="more than the 3 samples asked for, samples.npz with 5 for one"):
+        generate("base", output="alone", png=False, **options | {"num_samples": 3})
+    assert contents(tmp_path / "alone") == once
 
     generate("gray", output="gray", num_samples=2, npz=True)
     with np.load(tmp_path / "gray" / "samples.npz") as arrays:
@@ -463,6 +466,15 @@ def test_refuses_to_go_on_with_other_settings(generate, tmp_path, model, changed
     with pytest.raises(InputError, match=f"out holds samples of other settings: .*{said}"):
         generate(model, **{"classes": [3], "num_samples": 1, **changed})
     assert contents(tmp_path / "out") == before
+
+
+def test_a_run_that_drew_nothing_is_in_nobodys_way(generate, tmp_path):
+    generate("base", classes=[3], num_samples=1)
+    for path in (tmp_path / "out").iterdir():
+        if path.name != "sampling.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    generate("base", classes=[3], num_samples=1, seed=1)
+    assert json.loads((tmp_path / "out" / "sampling.json").read_text())["seed"] == 1
 
 
 def test_only_a_folder_of_samples_is_written_to(generate, tmp_path):
