@@ -43,6 +43,11 @@ os.environ.update(_hub.environment(_home))
 os.environ.pop("HF_TOKEN", None)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """A process more than there are cores: a third of their time is waiting, for files and for what they start."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that no process of several is left alone with one at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith("tests/training/"))

@@ -151,6 +151,7 @@ def _child(
 ) -> None:
     gc.freeze()  # as in conftest.py
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a shell ignore it
+    os.environ.pop("HF_TOKEN", None)  # of the test, perhaps, that was the first to start a process
     os.environ |= {"ACCELERATE_USE_CPU": "true", **environment}  # on a CPU runs are the same to the last bit
     multiprocessing.set_start_method("fork", force=True)  # of processes that load images, else slow to start from here
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
