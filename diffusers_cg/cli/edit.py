@@ -34,6 +34,15 @@ class EditSettings(EditedSettings, SteeredSettings):
     """Steps of the whole way back to noise; as many as --num_inference_steps by default."""
 
     @model_validator(mode="after")
+    def _check_noise(self) -> "EditSettings":
+        for name in ("source_class", "num_inversion_steps"):
+            if self.noise and getattr(self, name) is not None:
+                raise ValueError(
+                    f"--{name} is of the way back to noise, which --noise does not go: leave one of them out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_scheduler(self) -> "EditSettings":
         if self.scheduler is not None and not self.noise:
             raise ValueError(

@@ -1,5 +1,6 @@
 """`diffusers-cg inpaint`: holes in the images of a folder, filled."""
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -77,6 +78,7 @@ def run(settings: InpaintSettings) -> None:
             **call,
         ).images
 
-    follow_from = {"class_label": target, **of_method, "base": saved.settings(pipe)}
+    mask_of_all = sha256(settings.masks.read_bytes()).hexdigest()[:16] if settings.masks.is_file() else None
+    follow_from = {"class_label": target, "mask": mask_of_all, **of_method, "base": saved.settings(pipe)}
     edit_to_folder(settings.output, images, fill, before, follow_from, settings.seed, settings.batch_size, pipe.device)
     processes.print(f"Saved {settings.output}.")

@@ -78,6 +78,8 @@ def edit_to_folder(
     ]
     names = {}
     for image in listed:
+        if image.path == Path(GRID_FILE):
+            raise InputError(f"The new image of {images.name(image.index)} would lie where the grid does: rename it.")
         other = names.setdefault(image.path, image)
         if other is not image:
             raise InputError(
@@ -92,6 +94,9 @@ def edit_to_folder(
     missing = folder.missing(listed)
     batches = batches_to_draw(shares(listed, batch_size), folder)
     processes.wait_for_everyone()  # all have seen the same
+    if is_main:
+        folder.write_settings(settings, {})
+    processes.wait_for_everyone()  # no image lies there without them
     own = [image for batch in batches[processes.process_index :: processes.num_processes] for image in batch]
 
     def work(batch: Sequence[ImageToEdit]) -> list[Image.Image]:
@@ -99,8 +104,6 @@ def edit_to_folder(
 
     with tqdm(total=len(own), unit="image", disable=not is_main) as progress_bar:
         for batch, made in in_batches(own, work, batch_size, device, progress_bar):
-            if is_main and batch[0] is own[0]:  # the first call has found nothing wrong with its input
-                folder.write_settings(settings, {})
             for picture, image in zip(made, batch):
                 if image in missing:
                     folder.save(image, np.asarray(picture))

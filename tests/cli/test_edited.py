@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from processes import Signal, run_cli, run_here
+from processes import Signal, run_cli, run_here, run_together
 
+import diffusers_cg_cli
 from diffusers_cg import ClassifierGuidedDDPMPipeline
 from diffusers_cg.generation import SampleFolder
 
@@ -147,6 +148,8 @@ def test_an_unconditional_model_needs_no_class(call):
         ([*EDIT, "--scheduler", "UniPCMultistepScheduler"], "--noise"),
         ([*EDIT, "--class_label", "owls"], "owl"),
         ([*EDIT, "--source_class", 9], "0..4"),
+        ([*EDIT, "--noise", "--source_class", 1], "which --noise does not go"),
+        ([*EDIT, "--noise", "--num_inversion_steps", 3], "which --noise does not go"),
         ([*INPAINT, "--masks", "nowhere.png"], "nowhere.png"),
         ([*RESTORE[:-2], "BoxDownsamplin"], "BoxDownsampling"),
         ([*RESTORE, "sides=2"], "factor"),
@@ -155,15 +158,41 @@ def test_an_unconditional_model_needs_no_class(call):
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else value,
 )
-def test_bad_input_is_said_before_anything_is_written(command, said, call):
+def test_bad_input_is_said_before_any_image_is_made(command, said, call):
     assert said in call(command, status=2)
-    assert not call.output.exists()
+    assert not pixels(call.output)
 
 
 def test_new_images_among_the_old_or_of_other_settings_are_refused(root, call):
     assert "outside" in call(EDIT, status=2, output=root / "images" / "new")
     call(EDIT)
     assert "seed" in call([*EDIT, "--seed", 1], status=2)
+
+
+def test_another_mask_is_another_setting(root, call, tmp_path):
+    call([*INPAINT, "--masks", root / "mask.png"])
+    Image.new("L", (16, 16), 255).save(tmp_path / "whole.png")
+    assert "mask " in call([*INPAINT, "--masks", tmp_path / "whole.png"], status=2)
+
+
+def test_an_image_that_would_lie_where_the_grid_does(root, call, tmp_path):
+    write_images(tmp_path / "images", 8, ("a.png", "grid.jpg"))
+    flags = ["--source_class", 1]
+    assert "where the grid does: rename it" in call([*EDIT, *flags], status=2, images=tmp_path / "images")
+
+
+def test_a_run_of_several_processes_goes_on_when_the_first_was_killed_first(root, call, tmp_path):
+    flags = ["--model", root / "model", "--images", root / "images", "--output", call.output, "--batch_size", 1]
+    argv = [str(arg) for arg in (*EDIT, *flags)]
+    kill = Signal(9, "images/cat/a.jpg")  # which it is the first to read
+    first, _ = run_together(diffusers_cg_cli.main, argv, num_processes=2, logs=tmp_path, signals={0: kill})
+    assert first.status == -9, first.output
+    made = pixels(call.output)
+    assert 0 < len(made) < 4
+    call([*EDIT, "--batch_size", 1])
+    assert len(pixels(call.output)) == 4 and all(
+        np.array_equal(pixels(call.output)[name], made[name]) for name in made
+    )
 
 
 def test_killed_and_started_again_leaves_what_an_undisturbed_run_does(root, call, tmp_path):
