@@ -103,6 +103,8 @@ class RestorationMixin:
         chosen = RESTORATION_METHODS[method]
         if self.algorithm not in chosen.algorithms:
             raise InputError(f"{method} takes the steps of DDIM: use ClassifierGuidedDDIMPipeline.")
+        if method == "ddnm" and noise_std > 0 and self.algorithm == "ddpm":
+            raise InputError("ddnm of a noisy measurement takes the steps of DDIM: use ClassifierGuidedDDIMPipeline.")
         if eta is not None and (chosen.eta is None or self.algorithm == "ddpm"):
             raise InputError(f"{method} has no `eta` in this pipeline: leave it out.")
         if num_inference_steps is None:

@@ -116,6 +116,9 @@ class ConvertSettings(CheckpointSettings):
     classifier_num_train_timesteps: PositiveInt | None = None
     """T of the classifier's training."""
 
+    classifier_beta_schedule: Literal["linear", "cosine", "continuous_cosine"] | None = None
+    """noise_schedule of the classifier's training."""
+
     classifier_rescale_timesteps: bool | None = None
     """Whether the classifier sees t x 1000 / T."""
 
@@ -138,7 +141,8 @@ def classifier_facts_of(settings: ConvertSettings) -> dict[str, Any]:
     facts = {name: getattr(settings, f"classifier_{name}") for name in names}
     states_heads = facts["attention_head_dim"] is not None or facts["num_attention_heads"] is not None
     order = settings.classifier_new_attention_order or (False if states_heads else None)
-    return {**facts, "new_attention_order": order}
+    schedule = DIFFUSERS_SCHEDULES.get(settings.classifier_beta_schedule)
+    return {**facts, "new_attention_order": order, "beta_schedule": schedule}
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def run(settings: NLLSettings) -> None:
     steps = settings.num_inference_steps or scheduler.config.num_train_timesteps
     diffusion = GaussianDiffusion.from_scheduler(scheduler, resolve_timesteps(scheduler, steps, None))
 
-    num_classes, known_classes = unet.config.num_class_embeds, unet.config.class_names
+    num_classes, known_classes = unet.config.num_class_embeds, unet.config.get("class_names")
     if pipe.is_conditional and is_by_label(Path(settings.data)):
         known_classes = list(map(str, range(num_classes)))
     images = open_images(

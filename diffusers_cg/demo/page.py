@@ -4,6 +4,7 @@ import html
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -301,17 +302,19 @@ def build_page(model: DemoModel, title: str) -> "gradio.Blocks":
     one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "model"}
     streamed = {"show_progress": "hidden", **one_at_a_time}
 
-    def begin(start, *settings):
+    @contextmanager
+    def saying_what_is_wrong():
         try:
-            return start(*settings)
+            yield
         except InputError as error:
             raise gradio.Error(html.escape(str(error), quote=False), print_exception=False) from error
 
     def show(start, label, scale, *settings):
-        for preview in begin(start, label, scale, *settings):
-            scales = scale if isinstance(scale, list) else [scale] * len(preview.images)
-            captioned = [(image, f"scale {each:g}") for image, each in zip(preview.images, scales)]
-            yield captioned if model.is_guided else preview.images, str(preview)
+        with saying_what_is_wrong():
+            for preview in start(label, scale, *settings):
+                scales = scale if isinstance(scale, list) else [scale] * len(preview.images)
+                captioned = [(image, f"scale {each:g}") for image, each in zip(preview.images, scales)]
+                yield captioned if model.is_guided else preview.images, str(preview)
 
     def draw(*settings):
         yield from show(model.draw, *settings)
@@ -328,11 +331,13 @@ def build_page(model: DemoModel, title: str) -> "gradio.Blocks":
 
     def draw_canvas(label, seed):
         scale, steps = model.default("classifier_scale", "ddim"), model.default("num_inference_steps", "ddim")
-        *_, last = begin(model.draw, label, scale, steps, "ddim", seed)
+        with saying_what_is_wrong():
+            *_, last = model.draw(label, scale, steps, "ddim", seed)
         return _enlarged(last.images, MIN_CANVAS)[0]
 
     def upload_canvas(path):
-        image = begin(load_image, path, model.pipe.sample_shape[0], Path(path).name)
+        with saying_what_is_wrong():
+            image = load_image(path, model.pipe.sample_shape[0], Path(path).name)
         return _enlarged([model.fit(image)], MIN_CANVAS)[0]
 
     def saved_defaults(algorithm):

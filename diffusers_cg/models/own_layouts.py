@@ -6,8 +6,12 @@ from pathlib import Path
 import yaml
 
 from diffusers_cg.errors import InputError
+from diffusers_cg.models.openai_files import PREDICTION_TYPES
 from diffusers_cg.models.openai_flags import layout_facts_of_flags
-from diffusers_cg.models.presets import LAYOUTS, Layout
+from diffusers_cg.models.presets import CONTINUOUS_COSINE, COSINE, LAYOUTS, LINEAR, Layout
+
+
+SCHEDULES = (LINEAR, COSINE, CONTINUOUS_COSINE, "scaled_linear", "sigmoid")  # diffusers' names, and one beside them
 
 
 def register_layout(name: str, layout: Layout) -> None:
@@ -24,6 +28,12 @@ def register_layout(name: str, layout: Layout) -> None:
         raise InputError(f"There is a layout {name} already: give yours another name.")
     if layout.kind not in ("unet", "classifier"):
         raise InputError(f"Layout {name}: `kind` must be 'unet' or 'classifier', got {layout.kind!r}.")
+    if layout.beta_schedule not in SCHEDULES:
+        raise InputError(f"Layout {name}: `beta_schedule` must be one of {SCHEDULES}, got {layout.beta_schedule!r}.")
+    if layout.prediction_type not in PREDICTION_TYPES:
+        raise InputError(
+            f"Layout {name}: `prediction_type` must be one of {PREDICTION_TYPES}, got {layout.prediction_type!r}."
+        )
     if "sample_size" not in layout.architecture:
         raise InputError(f"Layout {name}: its architecture must state `sample_size`, the side of the image.")
     taken = {file.lower(): other for other, row in LAYOUTS.items() if other != name for file in row.files}

@@ -39,7 +39,13 @@ class LinearOperator(ABC):
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():
             zeros = measurement.new_zeros(len(measurement), *self.image_shape).requires_grad_(True)
-            return torch.autograd.grad(self.forward(zeros), zeros, measurement, create_graph=wanted)[0]
+            measured = self.forward(zeros)
+            if not measured.requires_grad:
+                raise InputError(
+                    f"{self.name} has no gradient by which to find its adjoint: compute what it measures in PyTorch, with no "
+                    "detach(), no_grad() or NumPy in between, or give it an `adjoint`."
+                )
+            return torch.autograd.grad(measured, zeros, measurement, create_graph=wanted)[0]
 
     def pseudo_inverse(self, measurement: torch.Tensor, damping: float = 0.0) -> torch.Tensor:
         """(A^T A + damping I)^-1 A^T y = A^T (A A^T + damping I)^-1 y, (B, C, H, W); at 0 the pseudo-inverse A^+ y.

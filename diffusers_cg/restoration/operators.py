@@ -30,7 +30,8 @@ class Mask(SpectralOperator):
                 "`known` must hold 1 where a pixel is known and 0 elsewhere, of shape (H, W), (C, H, W) or (B, C, H, W), got "
                 f"{tuple(known.shape)} with values from {known.min().item():g} to {known.max().item():g}."
             )
-        self.known = known.bool().reshape(*(1,) * (4 - known.ndim), *known.shape)
+        with torch.inference_mode(False):  # whose tensors could not take part in a gradient
+            self.known = known.bool().clone().reshape(*(1,) * (4 - known.ndim), *known.shape)
         for index, share in enumerate(self.known.float().mean(dim=(1, 2, 3)).tolist()):
             if share == 1:
                 logger.warning(
@@ -102,7 +103,8 @@ class Grayscale(SpectralOperator):
 
     def __init__(self, weights: Sequence[float] = (0.299, 0.587, 0.114)):
         super().__init__()
-        self.weights = torch.tensor(weights, dtype=torch.float32).reshape(1, -1, 1, 1)
+        with torch.inference_mode(False):
+            self.weights = torch.tensor(weights, dtype=torch.float32).reshape(1, -1, 1, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if images.shape[1] != self.weights.shape[1]:
@@ -149,6 +151,7 @@ class BicubicDownsampling(SpectralOperator):
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def bicubic_matrix(side: int, factor: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """R (side / factor, side), which takes a row of pixels to fewer, and its U and S, float32.
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, UNet2DModel
 from PIL import Image
 from processes import run_here
 
@@ -16,6 +16,7 @@ from diffusers_cg.diffusion import bits_per_dimension, seeded_generator
 
 
 STEPS = 12
+STOCK = {"block_out_channels": (16,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
 LOW = {"sample_size": 4, "attention_resolutions": (2,)}
 
 
@@ -40,6 +41,9 @@ def saved(tmp_path_factory):
             base, out_channels=3, **{**options, "scheduler": scheduler(variance_type="fixed_large")}
         ),
         "oblong": tiny.pipeline(base, **{**options, "sample_size": (4, 8)}),
+        "stock": base(
+            UNet2DModel(4, out_channels=3, norm_num_groups=8, **STOCK), scheduler(variance_type="fixed_large")
+        ),
         "up": tiny.pipeline(ClassifierGuidedSuperResolutionPipeline, low_res_size=4, with_classifier=False),
     }.items():
         pipe.save_pretrained(root / name)
@@ -105,6 +109,10 @@ def test_all_timesteps(nll, saved, data, tmp_path, model):
     assert f"{report['bits_per_dimension']:.4f} bits per dimension" in said and "5 images, 12 timesteps." in said
     with Image.open(tmp_path / "out" / "nll.png") as plot:
         assert plot.width > 600
+
+
+def test_a_unet_of_diffusers_own(nll, data):
+    assert "bits per dimension" in nll("stock", data, "--num_inference_steps", 2)
 
 
 def test_fewer_timesteps_labels_and_batches(nll, saved, data, tmp_path):

@@ -306,6 +306,11 @@ def test_methods_that_say_what_noise_there_is_need_ddim(pipes):
         check_refused(pipe, call, InputError, "does not stand: use")
 
 
+def test_ddnm_of_a_noisy_measurement_needs_ddim(pipes):
+    with pytest.raises(InputError, match="takes the steps of DDIM: use ClassifierGuidedDDIMPipeline"):
+        pipes["ddpm"].restore(IMAGES, Mask(KNOWN), "ddnm", noise_std=0.1)
+
+
 @pytest.mark.parametrize("method", ["ddnm", "diffpir"])
 def test_methods_that_draw_their_own_noise_take_no_eta_of_the_call(method, pipes):
     call = {"batch_size": 2, "guidance": METHODS[method](Mask(KNOWN), IMAGES), "classifier_scale": 0, "eta": 0.5}

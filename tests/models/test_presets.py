@@ -151,6 +151,8 @@ mine:
         ("mine: {flags: {num_headz: 4}}", "no flag num_headz"),
         ("mine: {flags: {image_size: 48}}", "state channel_mult"),
         ("mine: {architecture: {base_channels: 32}}", "must state `sample_size`"),
+        ("mine: {flags: {}, beta_schedule: cosine}", "`beta_schedule` must be one of ('linear', 'squaredcos_cap_v2',"),
+        ("mine: {flags: {}, prediction_type: v}", "`prediction_type` must be one of"),
         ("mine: {flags: }", "`flags` of the layout mine must hold names and values, got None"),
         ("mine: {architecture: [1]}", "`architecture` of the layout mine must hold names and values, got [1]"),
         ("mine: {flags: {attention_resolutions: many}}", "A number is needed, or several, got 'many'"),

@@ -1,5 +1,6 @@
 """`diffusers-cg convert`, from a checkpoint file to a pipeline that samples."""
 
+import json
 import math
 import os
 import re
@@ -303,16 +304,27 @@ def test_four_thousand_rescaled_steps_by_hand(convert, tmp_path):
     assert "warning: Nothing tells how" in said and "num_train_timesteps=1000" in said
 
 
+CLASSIFIER_OF_COSINE = ["--classifier_beta_schedule", "cosine", "--classifier_attention_head_dim", 16]
+
+
 @pytest.mark.parametrize(
     ("unet", "argv"),
     [
         ({}, ["--classifier", "adaptive.pt", "--classifier_attention_head_dim", 16]),
+        ({}, ["--beta_schedule", "cosine", "--classifier", "adaptive.pt", *CLASSIFIER_OF_COSINE]),
         ({}, ["--classifier", "adaptive.pt", "--classifier_num_attention_heads", 2, "--classifier_sample_size", 16]),
         ({}, ["--classifier", "levels.pt", "--classifier_attention_head_dim", 16, "--classifier_layers_per_block", 2]),
         ({"in_channels": 1, "low_res_channels": 1, "out_channels": 2}, ["--low_res_channels", 1, "--low_res_size", 4]),
         ({"in_channels": 4, "out_channels": 4}, ["--low_res_channels", 0]),
     ],
-    ids=["classifier", "classifier's size", "classifier's levels", "gray upsampler", "four channels"],
+    ids=[
+        "classifier",
+        "classifier's schedule",
+        "classifier's size",
+        "classifier's levels",
+        "gray upsampler",
+        "four channels",
+    ],
 )
 def test_there_is_a_flag_for_every_fact_that_is_asked_for(convert, tmp_path, unet, argv):
     save_tiny(tmp_path / "adaptive.pt", NoisyClassifierModel, pool="adaptive")
@@ -322,6 +334,9 @@ def test_there_is_a_flag_for_every_fact_that_is_asked_for(convert, tmp_path, une
     facts = ["--sample_size", 16, "--attention_head_dim", 16, "--legacy_attention_order"]
     convert(save_tiny(tmp_path / "unet.pt", **unet), *facts, *argv)
     assert (tmp_path / "pipeline" / "model_index.json").is_file()
+    if "--classifier_beta_schedule" in argv:
+        config = json.loads((tmp_path / "pipeline" / "classifier" / "config.json").read_text())
+        assert config["beta_schedule"] == "squaredcos_cap_v2"
     if unet or "--classifier_layers_per_block" in argv:  # without the last flag it is asked for
         without = argv[:-2] if "--low_res_size" not in argv else argv[2:]
         assert f"pass {argv[0 if unet else -2].lstrip('-').removeprefix('classifier_')}" in convert(

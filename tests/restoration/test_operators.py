@@ -185,9 +185,23 @@ def test_a_wrong_adjoint_is_refused(operator, side):
         check_adjoint(operator, (2, 1, side, side))
 
 
+@pytest.mark.parametrize("make", [lambda: Mask(torch.ones(20, 20)), lambda: BicubicDownsampling(5), Grayscale])
+def test_operators_of_inference_mode_have_gradients_after_it(make):
+    with torch.inference_mode():
+        operator = make()
+        operator.forward(images(1, 3, 20))
+    clean = images(1, 3, 20).requires_grad_(True)
+    operator.forward(clean).square().sum().backward()
+    assert clean.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (
+            lambda: FunctionOperator(torch.Tensor.detach, image_shape=(1, 4, 4)).adjoint(images(1, 1, 4)),
+            "no gradient by which",
+        ),
         (lambda: Mask(torch.full((4, 4), 0.5)), "must hold 1 where"),
         (lambda: Mask(torch.ones(4, 6)).forward(images(1, 1, 4)), "of shape"),
         (lambda: BoxDownsampling(1), "whole number of at least 2"),
