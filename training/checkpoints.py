@@ -158,8 +158,8 @@ class Checkpoints:
             self.accelerator, lambda: _matching_state(directory, model_config, settings, may_differ)
         )
         self.accelerator.load_state(str(directory))
-        # its count of batches within a step, which may be of other batches now; checkpoints are written between steps
-        self.accelerator.step = 0
+        # its count of batches, by which it tells where a step ends: steps may be of more or fewer batches now
+        self.accelerator.step = state["global_step"] * self.accelerator.gradient_accumulation_steps
         self.accelerator.print(f"Resumed from {directory} at step {state['global_step']}.")
         return state
 

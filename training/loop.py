@@ -442,15 +442,20 @@ class TrainingLoop:
         settings, results = self.settings, self._results()
         if not self.accelerator.is_main_process:
             return
-        record = training_record(settings, self.accelerator, self.name, self.global_step, self.images_per_step)
+        record = training_record(
+            settings,
+            self.accelerator,
+            self.name,
+            self.global_step,
+            self.images_per_step,
+            ended_early_or_late=self.global_step != self.max_train_steps,
+        )
         if self.best.step is not None:
             record["result"] = (
                 f"of step {self.best.step}, the best: {self.best_by.partition('/')[0]} {self.best.value:.4f}"
             )
         if self.changes:
             record["changes"] = "; ".join(self.changes)
-        if self.global_step != self.max_train_steps:  # resumed beyond them
-            record["arguments"] += ["--max_train_steps", str(self.global_step)]
         with (
             self.checkpoints.writing(f"The result could not be written to {settings.output_dir}"),
             atomic_update(settings.output_dir) as directory,

@@ -6,6 +6,7 @@ Equal trainings tell the same: no dates, no durations, nothing of where the resu
 import json
 import os
 import re
+from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,12 @@ LIBRARIES = ("torch", "diffusers", "accelerate")
 
 
 def training_record(
-    settings: TrainingSettings, accelerator: Accelerator, network: str, steps: int, images_per_step: int
+    settings: TrainingSettings,
+    accelerator: Accelerator,
+    network: str,
+    steps: int,
+    images_per_step: int,
+    ended_early_or_late: bool = False,
 ) -> dict[str, Any]:
     """Facts of a whole training, however often it was resumed, as the model card lists them.
 
@@ -33,7 +39,11 @@ def training_record(
         network (`str`): `"unet"` or `"classifier"`.
         steps (`int`): Optimizer steps that were taken.
         images_per_step (`int`): Over all processes.
+        ended_early_or_late (`bool`): Whether those are other steps than the settings ask for; then they are told in their place.
     """
+    arguments = told(settings)
+    if ended_early_or_late:
+        arguments = [*told(settings, leave_out=("num_epochs", "max_train_steps")), "--max_train_steps", str(steps)]
     processes = [] if accelerator.num_processes == 1 else ["--num_processes", str(accelerator.num_processes)]
     record = {
         "recipe": None if settings.config is None else Path(settings.config).name,
@@ -43,14 +53,15 @@ def training_record(
         "hardware": _hardware(accelerator),
         "mixed precision": accelerator.mixed_precision,
         "versions": ", ".join([f"diffusers-cg {__version__}", *(f"{name} {version(name)}" for name in LIBRARIES)]),
-        "arguments": ["accelerate", "launch", *processes, f"training/train_{network}.py", *told(settings)],
+        "arguments": ["accelerate", "launch", *processes, f"training/train_{network}.py", *arguments],
     }
     return {name: value for name, value in record.items() if value is not None}
 
 
-def told(settings: TrainingSettings) -> list[str]:
-    """Of the command line, what may be published: no flags marked `NOT_TOLD`, and no secrets in an address."""
-    private = {f"--{prefix}{name}".replace("_", "-") for name in settings.marked(NOT_TOLD) for prefix in ("", "no-")}
+def told(settings: TrainingSettings, leave_out: Collection[str] = ()) -> list[str]:
+    """Of the command line, what may be published: no flags marked `NOT_TOLD`, none to leave out, and no secrets in an address."""
+    names = [*settings.marked(NOT_TOLD), *leave_out]
+    private = {f"--{prefix}{name}".replace("_", "-") for name in names for prefix in ("", "no-")}
     kept, is_told = [], True
     for word in settings.command_line():
         if word.startswith("--"):  # and the values that follow

@@ -562,12 +562,14 @@ def test_the_classifier_with_the_best_accuracy_is_the_result(train, few_digits, 
 
 def test_without_a_better_one_the_training_ends_and_stays_ended(train, few_digits, tmp_path):
     flags = {**VALIDATED, "learning_rate": 1e-12, "validation_data_dir": few_digits, "early_stopping_patience": 2}
+    flags |= {"max_train_steps": None, "num_epochs": 12}
     said = train("train_classifier", output_dir=tmp_path, **flags).output
     assert "The training ends at step 3: none of 2 evaluations was better than that of step 1." in said
     assert len(mean_accuracies(tmp_path)) == 3
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-best"]
     told = json.loads((tmp_path / "training.json").read_text())["classifier"]
     assert told["steps"] == 3 and told["arguments"][-2:] == ["--max_train_steps", "3"]
+    assert "--num_epochs" not in told["arguments"]  # which says another length
     before = contents(tmp_path)
     train("train_classifier", output_dir=tmp_path, resume_from_checkpoint="latest", **flags)
     assert_same(contents(tmp_path), before)
