@@ -40,7 +40,7 @@ def test_every_number_of_steps_starts_from_noise(solver, spacing):
 @pytest.mark.parametrize("solver", IN_SIGMA[:-1], ids=lambda solver: solver.__name__)
 def test_so_it_does_in_sigma(solver, spacing):
     config = training_scheduler().config
-    for number in (1, 7, 25, 400):
+    for number in (1, 7, 150):
         timesteps = resolve_timesteps(solver.from_config(config, timestep_spacing=spacing), number, None)
         assert 1000 - max(100, 2001 / max(number, 4)) <= timesteps[0] + 1 <= 1000.5, number
 
