@@ -52,10 +52,14 @@ class Checkpoints:
                 numbered[int(number)] = path
         return [numbered[number] for number in sorted(numbered)]
 
+    def holds(self, checkpoint: Path | None) -> bool:
+        """Whether a checkpoint, if there is one, lies in this output folder."""
+        return checkpoint is not None and checkpoint.resolve().parent == self.output_dir.resolve()
+
     def of_another_run(self, resumed: Path | None) -> list[Path]:
         """Those that a run does not come from: if it was resumed from here, the later ones, or else all."""
         folders = self.folders()
-        if resumed is None or resumed.resolve().parent != self.output_dir.resolve():
+        if not self.holds(resumed):
             return folders
         return [path for path in folders if _step(path) > _step(resumed)]
 

@@ -217,9 +217,8 @@ class TrainingLoop:
         if settings.overwrite_output_dir:
             self.checkpoints.remove_others(checkpoint)
         if self.best_by is not None:
-            goes_on_here = checkpoint is not None and checkpoint.resolve().parent == settings.output_dir.resolve()
             last_own = self.global_step if settings.overwrite_output_dir else math.inf
-            self.best.resume(last_own if goes_on_here else 0)
+            self.best.resume(last_own if self.checkpoints.holds(checkpoint) else 0)
         with self._stop_on_signals():
             self._train()
 
