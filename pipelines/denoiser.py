@@ -108,7 +108,7 @@ class Denoiser(nn.Module):
             sigma (`torch.Tensor` or `float`): At least 0, in units of the image range; of any shape, which is made flat.
         """
         low, high = self.image_range
-        sigmas = torch.as_tensor(sigma).double().reshape(-1).cpu() * 2 / (high - low)
+        sigmas = torch.as_tensor(sigma).cpu().double().reshape(-1) * 2 / (high - low)
         if not bool((sigmas >= 0).all()):
             raise InputError(f"`sigma` must be at least 0, got {sigma!r}.")
         return timesteps_at(sigmas, noise_levels(self.diffusion.alphas_cumprod)).float()
@@ -120,7 +120,7 @@ class Denoiser(nn.Module):
             timestep (`torch.Tensor` or `float`): In [0, T - 1], whole or fractional; of any shape, which is made flat.
         """
         low, high = self.image_range
-        timesteps = torch.as_tensor(timestep).double().reshape(-1).cpu()
+        timesteps = torch.as_tensor(timestep).cpu().double().reshape(-1)
         if not bool(((timesteps >= 0) & (timesteps <= self.diffusion.num_train_timesteps - 1)).all()):
             raise InputError(
                 f"`timestep` must lie in [0, {self.diffusion.num_train_timesteps - 1}], got {timestep!r}."

@@ -104,5 +104,7 @@ def sources(generator: Generators, device: torch.device) -> list[torch.Generator
         return generator if isinstance(generator, list) else [generator]
     if device.type == "cpu":
         return [torch.default_generator]
+    if device.type == "mps":
+        return [torch.mps._get_default_mps_generator()]
     module = torch.get_device_module(device)
     return [module.default_generators[module.current_device() if device.index is None else device.index]]

@@ -92,7 +92,7 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
             one of them states that it was trained with another process than the scheduler's.
     """
 
-    model_cpu_offload_seq = "unet->classifier"
+    model_cpu_offload_seq = "unet"  # the classifier beside it: taking turns, each would be moved twice a step
     _optional_components = ["classifier", "solver"]
     _callback_tensor_inputs = ["latents"]
 
@@ -197,7 +197,8 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         """
         for network in (self.unet, self.classifier):
             if network is not None:
-                network.compile(**{"fullgraph": True, **options})
+                # hooks that move weights to a device cannot be compiled
+                network.compile(**{"fullgraph": not hasattr(network, "_hf_hook"), **options})
 
     # ------------------------------------------------------------------------------------------------------- inputs
 
@@ -573,7 +574,9 @@ class ClassifierGuidedPipeline(DiffusionPipeline):
         if low_res is not None:
             inputs["low_res"] = low_res
         with keeping_weights(unet):
-            model_output = unet(sample.to(unet.dtype), timestep, **inputs).sample.float()
+            model_output = unet(sample.to(unet.dtype), timestep, **inputs).sample
+        # a copy: that of a CUDA graph is written over by its next call
+        model_output = model_output.to(torch.float32, copy=True)
         return diffusion.predict(model_output, sample, timestep, diffusion.clip_range)
 
     def denoise(

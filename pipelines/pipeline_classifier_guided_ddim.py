@@ -211,7 +211,7 @@ class ClassifierGuidedDDIMPipeline(RestorationMixin, PurificationMixin, Classifi
         diffusion: GaussianDiffusion,
     ) -> torch.Tensor:
         """DDIM backwards: from each of the timesteps, rising, to the next of the process."""
-        for _, t in self.progress(timesteps):
+        for _, t in self.progress(torch.tensor(timesteps, device=sample.device)):
             original = self.predict(sample, t, class_labels, diffusion=diffusion).pred_original_sample
             noise = diffusion.predict_noise(original, sample, t)
             sample = (

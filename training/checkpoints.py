@@ -8,8 +8,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from accelerate.utils.constants import SCALER_NAME
 from safetensors import SafetensorError
 
 from diffusers_cg.data.files import atomic_directory, partial_path
@@ -161,11 +163,29 @@ class Checkpoints:
         state = on_main_process(
             self.accelerator, lambda: _matching_state(directory, model_config, settings, may_differ)
         )
+        scaler = self.accelerator.scaler
+        if not (
+            directory / f"{SCALER_NAME}.pt"
+        ).is_file():  # of a training in another precision: the scale is found anew
+            self.accelerator.scaler = None
         self.accelerator.load_state(str(directory))
+        self.accelerator.scaler = scaler
+        lay_out_as_parameters(self.accelerator)
         # its count of batches, by which it tells where a step ends: steps may be of more or fewer batches now
         self.accelerator.step = state["global_step"] * self.accelerator.gradient_accumulation_steps
         self.accelerator.print(f"Resumed from {directory} at step {state['global_step']}.")
         return state
+
+
+def lay_out_as_parameters(accelerator: Accelerator) -> None:
+    """Gives what optimizers keep of each parameter the parameter's layout, which kernels for all at once rely on; a training
+    on another kind of device saved another.
+    """
+    for optimizer in accelerator._optimizers:
+        for parameter, state in optimizer.state.items():
+            for name, kept in state.items():
+                if kept.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter, dtype=kept.dtype).copy_(kept)
 
 
 def on_main_process(accelerator: Accelerator, decide: Callable[[], T]) -> T:

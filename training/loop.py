@@ -6,13 +6,14 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -298,9 +299,14 @@ class TrainingLoop:
         batches = raise_errors(loader)
         if self.global_step > 0:
             # a loader draws a seed when it starts; the checkpoint's random numbers already count that draw
-            with torch.random.fork_rng():
+            with self._kept_random_numbers():
                 batches = itertools.chain([next(batches)], batches)
         return batches
+
+    def _kept_random_numbers(self) -> AbstractContextManager:
+        """A context after which PyTorch draws as if there had been none."""
+        device = self.accelerator.device
+        return torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
 
     @contextmanager
     def _stop_on_signals(self) -> Iterator[None]:
@@ -430,7 +436,7 @@ class TrainingLoop:
         values = {}
         results = self._results()
         if self.accelerator.is_main_process:
-            with torch.random.fork_rng():  # so that looking at a model does not change its training
+            with self._kept_random_numbers():  # so that looking at a model does not change its training
                 values = self.evaluate(next(iter(results.values())), self.global_step)
         if self.best_by is not None:
             self.best.offer(next(iter(results.values()), None), self.global_step, values.get(self.best_by))
@@ -546,6 +552,8 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         project_config=ProjectConfiguration(
             project_dir=str(settings.output_dir), logging_dir=str(settings.output_dir / settings.logging_dir)
         ),
+        # the others wait while the main process evaluates; NCCL would end them after ten minutes
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would ignore it
         raise InputError("--mixed_precision fp16 needs a GPU: on a CPU pass bf16, or no.")

@@ -175,7 +175,9 @@ def train(settings: UNetSettings) -> None:
             )
         return ClassifierGuidedDDIMPipeline(unet, scheduler, classifier)
 
-    classifier = None if settings.classifier is None else NoisyClassifierModel.from_pretrained(settings.classifier)
+    classifier = None
+    if settings.classifier is not None:
+        classifier = NoisyClassifierModel.from_pretrained(settings.classifier).to(accelerator.device)
     make_pipeline(unet, scheduler, classifier)  # says at once if the two do not fit
     if upsamples and classifier is not None and len(class_names) < 2:
         raise InputError("--classifier guides an upsampler to the classes of the images, and these have none.")

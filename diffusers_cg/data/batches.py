@@ -13,6 +13,13 @@ from diffusers_cg.errors import InputError
 ON_CPU = 8  # more gain little there, and a process out of memory is killed, not told
 MOST_ON_GPU = 512  # a run that is stopped loses the batch
 
+OUT_OF_MEMORY = (  # what Accelerate does not know of it
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",  # no algorithm of cuDNN had the memory that it needs
+)
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -46,7 +53,7 @@ def in_batches(
         try:
             made = work(batch)
         except RuntimeError as error:
-            if batch_size != "auto" or not should_reduce_batch_size(error):
+            if batch_size != "auto" or not is_out_of_memory(error):
                 raise
             if len(batch) == 1:
                 said = str(error).splitlines()[0]
@@ -59,3 +66,12 @@ def in_batches(
             first += len(batch)
             continue
         clear_device_cache(garbage_collection=True)  # after the handler, whose error holds what was computed
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether fewer items at once may help."""
+    return (
+        isinstance(error, torch.OutOfMemoryError)
+        or should_reduce_batch_size(error)
+        or any(message in str(error) for message in OUT_OF_MEMORY)
+    )

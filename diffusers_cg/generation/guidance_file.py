@@ -261,7 +261,7 @@ class GuidanceFile:
                 arguments[name] = pipe.classifier
                 continue
             network = self.network(name, arguments[name])
-            model = network.model.to(pipe.device, pipe.unet.dtype)
+            model = network.model.to(pipe._execution_device, pipe.unet.dtype)
             if name == "classifier":
                 check_trained_process(pipe.scheduler, classifier=model)
             if name == "classify":

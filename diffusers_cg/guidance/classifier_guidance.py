@@ -165,9 +165,12 @@ def gradient_and_logits(
         timestep = timestep.clone() if isinstance(timestep, torch.Tensor) else timestep
         with keeping_weights(classifier):
             logits = classifier(sample.to(classifier.dtype), timestep).logits.float()
-        selected = logits.log_softmax(dim=-1).gather(1, class_labels[:, None]).sum()
-        gradient = torch.autograd.grad(selected, sample, create_graph=create_graph)[0]
-        return gradient, logits if create_graph else logits.detach()
+        log_probs = logits.log_softmax(dim=-1).gather(1, class_labels[:, None])
+        # of a sure classifier, gradients are of the order of 1 - p(y | x_t), and may be below what float16 knows: they are taken
+        # in units of it, to the next power of two, which costs no bit
+        unit = (-log_probs.detach().expm1()).clamp(min=2.0**-24).log2().ceil().exp2()
+        gradient = torch.autograd.grad((log_probs / unit).sum(), sample, create_graph=create_graph)[0]
+        return gradient * unit.reshape(-1, 1, 1, 1), logits if create_graph else logits.detach()
 
 
 def keeping_weights(model: nn.Module) -> saved_tensors_hooks:

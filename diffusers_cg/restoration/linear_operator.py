@@ -185,9 +185,12 @@ def check_adjoint(
             raise InputError(
                 f"The adjoint of {operator.name} must lead to the images' shape {tuple(x.shape)}, got {tuple(adjoint.shape)}."
             )
-        of_forward = (measured.double() * y.double()).flatten(1).sum(dim=1)
-        of_adjoint = (x.double() * adjoint.double()).flatten(1).sum(dim=1)
-        off = (of_forward - of_adjoint).abs() / squared_norm(measured.double()).sqrt().clamp(min=1e-12)
+        x, y, measured, adjoint = (
+            each.cpu().double() for each in (x, y, measured, adjoint)
+        )  # some devices have no float64
+        of_forward = (measured * y).flatten(1).sum(dim=1)
+        of_adjoint = (x * adjoint).flatten(1).sum(dim=1)
+        off = (of_forward - of_adjoint).abs() / squared_norm(measured).sqrt().clamp(min=1e-12)
         if not bool((off <= tolerance).all()):
             raise InputError(
                 f"The adjoint of {operator.name} does not match its `forward` (or that is not linear): <A x, y> is "

@@ -61,6 +61,18 @@ def test_a_cpu_takes_few():
     assert memory.asked == [8, 8, 4]
 
 
+@pytest.mark.parametrize(
+    "said", ["CUBLAS_STATUS_ALLOC_FAILED", "unable to find an engine to execute this computation"]
+)
+def test_libraries_have_words_of_their_own_for_no_memory(said):
+    def work(items):
+        if len(items) > 2:
+            raise RuntimeError(f"CUDA error: {said} when calling a library")
+        return [2 * item for item in items]
+
+    assert "batches of 2" in made(4, work, "auto", "cuda")
+
+
 def test_nothing_to_do():
     made(0, Memory(room=1), "auto", "cuda")
 

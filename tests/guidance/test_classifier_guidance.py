@@ -53,6 +53,19 @@ def test_float32_also_from_a_classifier_in_half_precision(dtype):
     assert (gradient - expected).norm() / expected.norm() < 0.1
 
 
+@pytest.mark.parametrize("shift", [10.0, 14.0])
+def test_a_sure_classifier_has_a_gradient_in_float16_too(shift):
+    """Some 1e-5 to 1e-8 of that of an unsure one, below what float16 knows; entropy-driven scales bring it back."""
+    classifier = tiny.classifier()
+    with torch.no_grad():
+        classifier.head[2].to_out.bias[LABELS[0]] += shift
+    sample, timesteps, labels = SAMPLE[:1], TIMESTEPS[:1], LABELS[:1]
+    expected = classifier_gradient(classifier, sample, timesteps, labels)
+    gradient = classifier_gradient(classifier.half(), sample, timesteps, labels)
+    assert 0 < expected.norm() < 1e-4
+    assert (gradient - expected).norm() / expected.norm() < 0.02
+
+
 def test_the_classifier_is_left_as_it_was():
     """Asked without dropout; its mode, module by module, and its parameters are the owner's."""
     classifier = tiny.classifier(dropout=0.5).train()

@@ -3,6 +3,7 @@
 import pytest
 import tiny
 import torch
+from accelerate import cpu_offload_with_hook
 from tiny import seeded
 
 from diffusers_cg import ClassifierGuidedDDIMPipeline
@@ -56,10 +57,14 @@ def test_gradients_are_those_without_a_saver(plain, saver, tmp_path):
     assert torch.allclose(draw(pipe), plain, atol=1e-4)
 
 
-def test_attention_in_slices(plain):
-    pipe = tiny.pipeline(ClassifierGuidedDDIMPipeline)
-    pipe.enable_attention_slicing(1)
+def test_compiled_beside_weights_that_are_moved():
+    pipe = tiny.pipeline(ClassifierGuidedDDIMPipeline, channel_multipliers=(1,), attention_resolutions=(8,))
+    plain = draw(pipe)
+    for network in (pipe.unet, pipe.classifier):  # as enable_model_cpu_offload does where there is a GPU
+        cpu_offload_with_hook(network, CPU)
+    pipe.compile(backend="eager")
     assert torch.allclose(draw(pipe), plain, atol=1e-4)
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("saver", ["layerwise casting", "leaves to disk"])

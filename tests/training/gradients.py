@@ -21,7 +21,9 @@ NUM_TIMESTEPS = 6
 BAD_DRAW = TOTAL + 3  # in the second step
 
 
-def record(data_dir: Path, output_dir: Path, name: str, batch_size: int):
+def record(
+    data_dir: Path, output_dir: Path, name: str, batch_size: int, steps: int = STEPS, resume: Path | None = None
+):
     """Trains, and saves gradients and sampler of every optimizer step in `OUTPUT_DIR/RANK.pt`.
 
     `name` is `"uniform"` or `"loss_second_moment"`, or `"bad"` for the latter with one loss that is not a number, or
@@ -41,7 +43,8 @@ def record(data_dir: Path, output_dir: Path, name: str, batch_size: int):
         attention_head_dim=4,
         train_batch_size=batch_size,
         total_batch_size=TOTAL,
-        max_train_steps=STEPS,
+        max_train_steps=steps,
+        resume_from_checkpoint=None if resume is None else str(resume),
         timestep_sampler=timestep_sampler,
         ddpm_num_steps=NUM_TIMESTEPS,
         learning_rate=1e-6,

@@ -1,6 +1,7 @@
 """The loop under strain: several processes, steps that are not finite, other precisions, compilation."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -9,6 +10,9 @@ from conftest import TINY
 from gradients import BAD_DRAW, STEPS, TOTAL, record
 from processes import Signal, as_torchrun, run_function, run_together
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
+
+from diffusers_cg.training import train_unet
 
 
 # steps in bf16 and compilation are slow on a CPU
@@ -63,7 +67,6 @@ def recorded(checkpoint):
     ("name", "num_processes", "batch_size"),
     [
         ("uniform", 1, TOTAL // 2),
-        ("uniform", 2, TOTAL // 2),
         ("loss_second_moment", 2, TOTAL // 2),
         ("loss_second_moment", 2, TOTAL // 4),
         ("bad", 2, TOTAL // 2),
@@ -95,15 +98,19 @@ def test_ranks_hold_the_same_sampler_to_the_last_bit(recorded):
     assert not torch.equal(first[0]["losses"], first[-1]["losses"])
 
 
-def test_a_signal_to_one_process_stops_all_after_the_same_step(few_digits, tmp_path):
+def test_a_signal_to_one_process_stops_all_after_the_same_step(few_digits, recorded, tmp_path):
     stop = Signal(signal.SIGUSR1, ".png", count=TOTAL // 2 + 1)  # in the first steps
     what = (few_digits, tmp_path / "output", "uniform", TOTAL // 2)
     record_together(2, *what, logs=tmp_path, signals={1: stop})
     (checkpoint,) = (tmp_path / "output").glob("checkpoint-*")
     step = json.loads((checkpoint / "training_state.json").read_text())["global_step"]
     assert 1 <= step < STEPS
+    whole = recorded("uniform")
     for rank in range(2):
-        assert len(torch.load(tmp_path / "output" / f"{rank}.pt", weights_only=True)) == step
+        steps = torch.load(tmp_path / "output" / f"{rank}.pt", weights_only=True)
+        assert len(steps) == step
+        for one, other in zip(whole, steps):
+            assert (one["gradient"] - other["gradient"]).norm() < 1e-5 * one["gradient"].norm()
         assert (checkpoint / f"random_states_{rank}.pkl").is_file()
     assert f"Stopped at step {step}; go on with" in (tmp_path / "log0").read_text()
 
@@ -136,6 +143,17 @@ def test_gradients_that_overflow_in_fp16_skip_the_step_and_lower_the_scale(recor
     assert torch.load(folder / "custom_checkpoint_0.pkl", weights_only=False)["optimization_step"] == STEPS - 1
 
 
+def test_training_goes_on_in_another_precision(recorded, checkpoint, few_digits, tmp_path):
+    """A checkpoint in float32 has no scale of losses: it is found anew."""
+    before = checkpoint("uniform", 1, TOTAL)
+    ended = run_function(
+        record, few_digits, tmp_path / "output", "overflow", TOTAL, STEPS + 3, before, log=tmp_path / "log"
+    )
+    assert ended.status == 0, ended.output
+    assert f"at step {STEPS}." in ended.output
+    assert len(torch.load(tmp_path / "output" / "0.pt", weights_only=True)) == 2  # and one that overflowed
+
+
 def test_fp16_is_not_ignored_on_a_cpu(train, tmp_path):
     ended = train("train_unet", status=2, output_dir=tmp_path / "output", mixed_precision="fp16")
     assert ended.output.endswith("error: --mixed_precision fp16 needs a GPU: on a CPU pass bf16, or no.\n")
@@ -148,7 +166,6 @@ def test_a_training_that_blows_up_stops_with_its_last_good_checkpoint(train, tmp
         status=2,
         output_dir=tmp_path,
         **SMALL,
-        mixed_precision="bf16",
         learning_rate=1e30,
         lr_scheduler="linear",
         lr_warmup_steps=1,  # the first step does nothing
@@ -181,10 +198,18 @@ def plain(train, tmp_path_factory):
     return folder
 
 
-def test_a_compiled_model_goes_on_from_a_plain_one_and_is_saved_as_one(train, plain, tmp_path):
+def train_counting_graphs(argv: list[str]) -> None:
+    train_unet.main(train_unet.parse_args(argv))
+    print(f"{counters['stats']['unique_graphs']} graphs")
+
+
+def test_a_compiled_model_goes_on_from_a_plain_one_and_is_saved_as_one(tiny_flags, plain, tmp_path):
     # this backend compiles to what it would compute anyway, and fast
     flags = {**BRIEF, "output_dir": tmp_path, "torch_compile": "eager"}
-    train("train_unet", **flags, resume_from_checkpoint=plain / "checkpoint-1")
+    argv = tiny_flags(**flags, resume_from_checkpoint=plain / "checkpoint-1")
+    ended = run_function(train_counting_graphs, argv, log=tmp_path / "log")
+    assert ended.status == 0, ended.output
+    assert ended.output.strip().endswith("1 graphs")
     expected = weights(plain)
     assert weights(tmp_path).keys() == expected.keys()
     for name, tensor in weights(tmp_path).items():
@@ -199,6 +224,20 @@ def test_a_step_of_other_batches_goes_on_from_the_middle_of_a_training(train, pl
     for name, tensor in weights(plain).items():
         assert torch.allclose(weights(tmp_path)[name], tensor, atol=1e-6), name
     assert any((weights(tmp_path)[name] - before[name]).abs().max() > 1e-6 for name in before)
+
+
+def test_a_checkpoint_of_weights_in_another_layout_goes_on_all_the_same(train, plain, tmp_path):
+    """As GPUs have it; optimizers that take all at once go by the order in memory."""
+    there = tmp_path / "there" / "checkpoint-1"
+    shutil.copytree(plain / "checkpoint-1", there)
+    optimizer = torch.load(there / "optimizer.bin", weights_only=True)
+    for state in optimizer["state"].values():
+        for name, kept in state.items():
+            if kept.ndim == 4:
+                state[name] = kept.contiguous(memory_format=torch.channels_last)
+    torch.save(optimizer, there / "optimizer.bin")
+    train("train_unet", output_dir=tmp_path / "output", **BRIEF, resume_from_checkpoint=there)
+    assert all(torch.equal(tensor, weights(plain)[name]) for name, tensor in weights(tmp_path / "output").items())
 
 
 def test_the_bound_alone_trains(train, plain, tmp_path):
