@@ -31,8 +31,8 @@ from diffusers_cg import ClassifierGuidedDDIMPipeline
 from diffusers_cg.data.images import resize_and_crop
 from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation import feature_statistics, frechet_distance
-from diffusers_cg_cli.command import command
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 TRAINING = Path(__file__).parents[1] / "training"
@@ -159,7 +159,6 @@ def format_tables(args: AblationSettings, results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-@command
 def main(args: AblationSettings) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "results.json"
@@ -194,4 +193,5 @@ def main(args: AblationSettings) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(AblationSettings, description=__doc__))
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # processor time is what variants have equally
+    run_script(main, AblationSettings, __doc__)

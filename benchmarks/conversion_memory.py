@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import save_file
 
 from diffusers_cg.models import DTYPES
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 MANIFESTS = Path(__file__).parents[1] / "tests" / "data" / "manifests"
@@ -70,4 +71,4 @@ def main(args: ConversionSettings) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(ConversionSettings, description=__doc__))
+    run_script(main, ConversionSettings, __doc__)

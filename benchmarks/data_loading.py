@@ -29,8 +29,8 @@ from diffusers_cg import NoisyClassifierModel
 from diffusers_cg.data import open_dataset, open_folder
 from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.training.data import TrainingImages, training_loader
-from diffusers_cg_cli.command import command
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 NUM_CLASSES = 10
@@ -119,7 +119,6 @@ def table(rows: Iterable[tuple], *head: str) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-@command
 def main(args: LoadingSettings) -> None:
     data = args.output_dir / f"images_{args.num_images}_{args.seed}"
     if not data.exists():
@@ -155,4 +154,4 @@ def main(args: LoadingSettings) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(LoadingSettings, description=__doc__))
+    run_script(main, LoadingSettings, __doc__)

@@ -19,7 +19,8 @@ from pydantic import NonNegativeInt
 
 from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
 from diffusers_cg.data.grids import image_grid
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 SCALES = (0.0, 1.0, 3.0, 10.0)
@@ -115,4 +116,4 @@ def cascade(seed: int) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main(parse(DemoSettings, description=__doc__))
+    run_script(main, DemoSettings, __doc__)

@@ -19,7 +19,8 @@ from pydantic import PositiveFloat, PositiveInt
 
 from diffusers_cg import ADMUNet2DModel, ClassifierGuidedDDIMPipeline, NoisyClassifierModel
 from diffusers_cg.models.presets import PRESETS
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 UNET, CLASSIFIER = "64x64_diffusion", "64x64_classifier"
@@ -94,4 +95,4 @@ def fit(peaks: dict[int, float]) -> np.poly1d:
 
 
 if __name__ == "__main__":
-    main(parse(SamplingSettings, description=__doc__))
+    run_script(main, SamplingSettings, __doc__)

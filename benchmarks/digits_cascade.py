@@ -27,9 +27,10 @@ from diffusers_cg import (
     NoisyClassifierModel,
 )
 from diffusers_cg.data.grids import image_grid
+from diffusers_cg.diffusion import seeded_generator
 from diffusers_cg.generation import draw_images
-from diffusers_cg_cli.command import command
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 STEPS = 25
@@ -57,9 +58,13 @@ def load_upsampler() -> ClassifierGuidedSuperResolutionPipeline:
 
 
 def draw(pipe, labels: np.ndarray, scale: float, batch_size: int, low: np.ndarray | None = None) -> np.ndarray:
-    """Images (N, H, W, 1) in [0, 1]; image k is drawn from seed k."""
+    """Images (N, H, W, 1) in [0, 1]; image k is drawn from seed k, upsampled with noise of its own."""
     pipe.set_progress_bar_config(desc=f"{len(labels)} images, scale {scale:g}", leave=False)
-    generators = (torch.Generator().manual_seed(k) for k in range(len(labels)))
+    seeds = range(len(labels))
+    if low is None:
+        generators = (torch.Generator().manual_seed(k) for k in seeds)
+    else:
+        generators = (seeded_generator(k, 1) for k in seeds)
     call = {"num_inference_steps": STEPS, "classifier_scale": scale, "output_type": "np"}
     return np.concatenate(list(draw_images(pipe, labels.tolist(), generators, batch_size, low, **call)))
 
@@ -74,7 +79,6 @@ def resize(images: np.ndarray, side: int, resample: Image.Resampling) -> np.ndar
     )[..., None].clip(0, 1)
 
 
-@command
 def main(args: CascadeSettings) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     judge, splits = DigitsJudge(), real_digits()
@@ -133,4 +137,4 @@ def main(args: CascadeSettings) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(CascadeSettings, description=__doc__))
+    run_script(main, CascadeSettings, __doc__)

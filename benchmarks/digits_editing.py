@@ -36,8 +36,8 @@ from diffusers_cg import (
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
 from diffusers_cg.restoration import BoxDownsampling, GaussianBlur, LinearOperator
-from diffusers_cg_cli.command import command
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 FOLDER = Path(__file__).parent
@@ -433,7 +433,6 @@ def table(rows: list[Row]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-@command
 def main(args: EditingSettings) -> None:
     torch.set_num_threads(1)
     path = args.output_dir / "results" / "digits_editing.jsonl"
@@ -466,4 +465,4 @@ def main(args: EditingSettings) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(EditingSettings, description=__doc__))
+    run_script(main, EditingSettings, __doc__)

@@ -39,8 +39,8 @@ from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDIMPipeline, C
 from diffusers_cg.diffusion import EDMHeunScheduler
 from diffusers_cg.models import DTYPES
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
-from diffusers_cg_cli.command import command
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 NUM_SAMPLES = 1000
@@ -309,7 +309,6 @@ class FewStepsSettings(TableSettings):
     """Of the networks. The files of another than fp32 bear its name."""
 
 
-@command
 def main(args: FewStepsSettings) -> None:
     name = "digits_few_steps" if args.dtype == "fp32" else f"digits_few_steps_{args.dtype}"
     results = args.results(name, DTYPES[args.dtype])
@@ -384,4 +383,4 @@ def plot(grouped: dict[tuple, list[dict[str, Any]]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(FewStepsSettings, description=__doc__))
+    run_script(main, FewStepsSettings, __doc__)

@@ -30,8 +30,7 @@ from transformers import ResNetConfig, ResNetForImageClassification, ViTImagePro
 
 from diffusers_cg.guidance import ClassifierGuidance, CleanClassifierGuidance, Guidance, image_classifier
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
-from diffusers_cg_cli.command import command
-from diffusers_cg_cli.settings import parse
+from diffusers_cg_cli.command import run_script
 
 
 SOLVER, NUM_EVALUATIONS = "DPM-Solver++ 2M", 10
@@ -136,7 +135,6 @@ class GuidanceSettings(TableSettings):
     """Rows of the table."""
 
 
-@command
 def main(args: GuidanceSettings) -> None:
     results = args.results("digits_guidance")
     cells = [
@@ -206,8 +204,9 @@ def plot(grouped: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axis.margins(0.1)
         axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=75)
 
 
 if __name__ == "__main__":
-    main(parse(GuidanceSettings, description=__doc__))
+    run_script(main, GuidanceSettings, __doc__)

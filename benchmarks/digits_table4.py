@@ -13,7 +13,7 @@ that are missing; another setting needs another folder. Two processes may share 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +28,8 @@ from diffusers_cg.errors import InputError
 from diffusers_cg.evaluation import feature_statistics, frechet_distance, precision_recall
 from diffusers_cg.generation import draw_images
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
-from diffusers_cg_cli.command import command
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 PIPELINES = {"ddpm": ClassifierGuidedDDPMPipeline, "ddim": ClassifierGuidedDDIMPipeline}
@@ -54,6 +54,20 @@ class Table4Settings(Settings):
     seed: NonNegativeInt = 0
     """Image k is drawn from seed + k."""
     output_dir: Path
+
+
+def check_same_settings(args: Settings, names: Sequence[str]) -> None:
+    """Makes the output folder for samples of these settings.
+
+    Raises:
+        InputError: if it holds those of others.
+    """
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    path = args.output_dir / "settings.json"
+    settings = args.model_dump(mode="json", include=set(names))
+    if path.exists() and json.loads(path.read_text()) != settings:
+        raise InputError(f"{args.output_dir} holds samples of other settings ({path}): pass another --output_dir.")
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def draw_cell(
@@ -97,18 +111,8 @@ def measure(judge: DigitsJudge, reference: np.ndarray, images: np.ndarray, label
     }
 
 
-@command
 def main(args: Table4Settings) -> None:
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    settings_file = args.output_dir / "settings.json"
-    settings = {
-        "model": str(args.model),
-        **{name: getattr(args, name) for name in ("num_samples", "sampler", "num_inference_steps", "seed")},
-    }
-    if settings_file.exists() and json.loads(settings_file.read_text()) != settings:
-        raise InputError(f"{args.output_dir} holds samples of other settings ({settings_file}).")
-    settings_file.write_text(json.dumps(settings, indent=2) + "\n")
-
+    check_same_settings(args, ("model", "num_samples", "sampler", "num_inference_steps", "seed"))
     judge = DigitsJudge()
     real = real_digits()
     reference = judge.features(real["train"][0])
@@ -170,4 +174,4 @@ def plot(cells: dict[tuple[str, float], dict[str, float]], path: Path, title: st
 
 
 if __name__ == "__main__":
-    main(parse(Table4Settings, description=__doc__))
+    run_script(main, Table4Settings, __doc__)

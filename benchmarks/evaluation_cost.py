@@ -17,7 +17,8 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 from pydantic import PositiveInt
 
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 def features(num_images: int, width: int, seed: int) -> np.ndarray:
@@ -59,4 +60,4 @@ def main(args: CostSettings) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(CostSettings, description=__doc__))
+    run_script(main, CostSettings, __doc__)

@@ -25,7 +25,8 @@ from pydantic import PositiveFloat, PositiveInt
 from diffusers_cg import ADMUNet2DModel, GaussianDiffusion
 from diffusers_cg.diffusion import training_losses
 from diffusers_cg.models.presets import PRESETS
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 CHECKPOINT = "64x64_diffusion"
@@ -121,4 +122,4 @@ def fit(peaks: dict[int, float]) -> np.poly1d:
 
 
 if __name__ == "__main__":
-    main(parse(CheckpointingSettings, description=__doc__))
+    run_script(main, CheckpointingSettings, __doc__)

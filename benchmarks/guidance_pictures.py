@@ -28,8 +28,10 @@ from transformers import (
 )
 
 from diffusers_cg import DIGITS, ADMUNet2DModel, ClassifierGuidedDDIMPipeline
+from diffusers_cg.data.files import atomic_directory
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.diffusion import EDMHeunScheduler
+from diffusers_cg.errors import InputError
 from diffusers_cg.guidance import (
     AutoGuidance,
     ClassifierGuidance,
@@ -41,8 +43,8 @@ from diffusers_cg.guidance import (
     image_classifier,
 )
 from diffusers_cg.training import export_digits, train_unet
-from diffusers_cg_cli.command import command
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 FIGURES = Path(__file__).parent / "figures"
@@ -89,6 +91,8 @@ def save_weak_unet(directory: Path) -> None:
         --ddpm_beta_schedule squaredcos_cap_v2 --class_conditional --learning_rate 1e-3 --lr_warmup_steps 0
         --train_batch_size 16 --max_train_steps 200 --save_images_epochs 0 --checkpointing_steps 0 --logger none"""
     train_unet.main(train_unet.parse_args([*flags.split(), "--output_dir", str(directory)]))
+    if not (directory / "unet").is_dir():
+        raise InputError("The training of the weak unet was stopped: start again.")
 
 
 NETWORKS = {"resnet": save_resnet, "clip": save_clip, "weak": save_weak_unet}
@@ -231,13 +235,13 @@ class PictureSettings(Settings):
     """Names of pictures to draw: all by default."""
 
 
-@command
 def main(settings: PictureSettings) -> None:
     torch.set_num_threads(1)
     for name, make in NETWORKS.items():
         if not (settings.networks / name).exists():
             torch.manual_seed(0)
-            make(settings.networks / name)
+            with atomic_directory(settings.networks / name) as directory:
+                make(directory)
     for name, rows in pictures(settings.networks):
         if settings.only is None or name in settings.only:
             drawn = {label: draw(**call) for label, call in rows.items()}
@@ -250,4 +254,4 @@ def main(settings: PictureSettings) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(PictureSettings, description=__doc__))
+    run_script(main, PictureSettings, __doc__)

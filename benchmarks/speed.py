@@ -19,6 +19,7 @@ import gc
 import itertools
 import json
 import multiprocessing
+import os
 import platform
 import statistics
 import tempfile
@@ -33,9 +34,10 @@ from typing import Any, Literal
 import torch
 from matplotlib.figure import Figure
 from pydantic import PositiveInt
-from speed_reference import TIMESTEP, Reference
+from speed_reference import TIMESTEP, Reference, open_reference
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from tqdm.auto import tqdm
 
 from diffusers_cg import (
     DIGITS,
@@ -45,11 +47,12 @@ from diffusers_cg import (
     NoisyClassifierModel,
 )
 from diffusers_cg.diffusion import training_scheduler
+from diffusers_cg.errors import InputError
 from diffusers_cg.guidance import classifier_gradient
 from diffusers_cg.models import DTYPES
 from diffusers_cg.models.presets import PRESETS
-from diffusers_cg_cli.command import command
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 FOLDER = Path(__file__).parent
@@ -57,6 +60,7 @@ BATCH_SIZES = {"cpu": {"digits": 8, "64": 2, "256": 1}, "cuda": {"digits": 256, 
 NUM_STEPS = 10
 PARTS = ("unet", "classifier gradient", "DDPM step", "DDIM step")
 CALL = f"{NUM_STEPS} DDIM steps"
+torch.backends.cudnn.allow_tf32 = False  # float32 is meant where a table says so
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
@@ -149,13 +153,14 @@ def seconds(function: Callable[[], Any], device: str) -> float:
 
 
 def interleaved(functions: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of each function, one after the other and over again; a first round of all is not counted."""
-    for function in functions.values():
-        seconds(function, device)
+    """Seconds of each function, one after the other and over again; first rounds are not counted."""
+    uncounted = 1 if device == "cpu" else 5  # until CUDA graphs are recorded, and scales of losses found
     times = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            times[name].append(seconds(function, device))
+    rounds = tqdm(range(uncounted + repeats), desc=f"rounds of {', '.join(functions)}", leave=False)
+    for number, (name, function) in itertools.product(rounds, functions.items()):
+        taken = seconds(function, device)
+        if number >= uncounted:
+            times[name].append(taken)
     return times
 
 
@@ -202,20 +207,21 @@ def rate_functions(dtype: torch.dtype, device: str) -> dict[str, tuple[Callable[
 # ------------------------------------------------------------------------------------------------------------- measures
 
 
-def measure_parts(args: "SpeedSettings", size: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+def measure_parts(args: "SpeedSettings", size: str, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     """Lines of the networks and of guided steps."""
     return measure_sampling(args, size, dtype, PARTS, args.repeats)
 
 
-def measure_call(args: "SpeedSettings", size: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+def measure_call(args: "SpeedSettings", size: str, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     """The line of a guided call from noise to images."""
     return measure_sampling(args, size, dtype, (CALL,), max(3, args.repeats // 3))
 
 
 def measure_sampling(
     args: "SpeedSettings", size: str, dtype: torch.dtype, measures: Sequence[str], repeats: int
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """Times, and how far the two implementations are apart."""
+    torch.compiler.reset()  # which generalizes from the sizes of an earlier network
     batch_size = args.batch_size or BATCH_SIZES[args.device][size]
     unet, classifier = (network.to(args.device) for network in make_networks(size, dtype))
     sample, labels = make_inputs(unet, batch_size, args.device)
@@ -229,7 +235,7 @@ def measure_sampling(
         contenders[f"ours, compiled ({mode})"] = Ours(*networks, sample, labels, mode)
     functions = {name: functions_of(contender) for name, contender in contenders.items()}
 
-    rates, lines = rate_functions(dtype, args.device), []
+    rates = rate_functions(dtype, args.device)
     for measure in measures:
         latest = {}
 
@@ -242,38 +248,48 @@ def measure_sampling(
             repeats,
             args.device,
         )
-        best = max(count / statistics.median(times.pop(name)) for name, (_, count) in rates.items())
+        best = max(count / min(times.pop(name)) for name, (_, count) in rates.items())
         line = {"measure": measure, "batch_size": batch_size, "seconds": times, "flops": counts[measure]}
         # a single step of ours goes all the way to a clean image
         if args.reference is not None and measure not in ("DDPM step", "DDIM step"):
             theirs, own = latest["reference"].float(), latest["ours"].float()
             line["relative_difference"] = ((theirs - own).abs().max() / theirs.abs().max()).item()
-        lines.append({**line, "best_rate": best})
-    return lines
+        yield {**line, "best_rate": best}
 
 
-def measure_training(args: "SpeedSettings", size: str, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Lines of a training step of unet and classifier: forward, backward, optimizer and average."""
+def training_seconds(
+    kind: str, reference: Path | None, size: str, dtype: torch.dtype, device: str, batch_size: int, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of training steps; called in a process of its own, since Accelerate takes one precision and device for all."""
     # here, since it takes what the extra `train` brings
     from speed_training import our_training, reference_training
 
-    batch_size = args.batch_size or BATCH_SIZES[args.device][size]
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     precision = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
-    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        network, step = our_training(kind, f"{size}x{size}", batch_size, precision, Path(folder))
+        functions = {"ours": step}
+        if reference is not None:
+            functions = {"reference": reference_training(reference, kind, network, batch_size, dtype), **functions}
+        return interleaved(functions, repeats, device)
+
+
+def measure_training(args: "SpeedSettings", size: str, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """Lines of a training step of unet and classifier: forward, backward, optimizer and average."""
+    if dtype == torch.float16 and args.device == "cpu":  # which needs a scaled loss, and that a GPU
+        return
+    batch_size = args.batch_size or BATCH_SIZES[args.device][size]
     for kind in ("unet", "classifier"):
-        with tempfile.TemporaryDirectory() as folder:
-            network, step = our_training(kind, f"{size}x{size}", batch_size, precision, Path(folder))
-            functions = {"ours": step}
-            if args.reference is not None:
-                functions = {
-                    "reference": reference_training(args.reference, kind, network, batch_size, dtype),
-                    **functions,
-                }
-            times = interleaved(functions, max(3, args.repeats // 3), args.device)
-        lines.append({"measure": f"training step, {kind}", "batch_size": batch_size, "seconds": times})
-        del network, step, functions
-        gc.collect()
-    return lines
+        call = (kind, args.reference, size, dtype, args.device, batch_size, max(3, args.repeats // 3))
+        times = in_own_process(training_seconds, *call)
+        yield {"measure": f"training step, {kind}", "batch_size": batch_size, "seconds": times}
+
+
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function gives in a new process, which ends with it."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def peak_resident() -> int:
@@ -294,6 +310,8 @@ def peak_memory(
     else:
         unet, classifier = (network.to(device) for network in make_networks(size, dtype))
         runner = Ours(unet, classifier, *make_inputs(unet, batch_size, device))
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # making the networks took more, perhaps
     runner.steps("DDIM", 1)
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
@@ -304,9 +322,8 @@ def measure_memory(args: "SpeedSettings", size: str, dtype: torch.dtype) -> list
     batch_size = args.batch_size or BATCH_SIZES[args.device][size]
     peaks = {}
     for contender in ("reference", "ours") if args.reference is not None else ("ours",):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            call = (contender, args.reference, size, dtype, args.device, batch_size)
-            peaks[contender] = pool.submit(peak_memory, *call).result()
+        call = (contender, args.reference, size, dtype, args.device, batch_size)
+        peaks[contender] = in_own_process(peak_memory, *call)
     return [{"measure": "peak memory of a guided step", "batch_size": batch_size, "bytes": peaks}]
 
 
@@ -472,8 +489,11 @@ class SpeedSettings(Settings):
     """Folder of `results` and `figures`."""
 
 
-@command
 def main(args: SpeedSettings) -> None:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda needs a GPU, and this machine shows none.")
+    if args.reference is not None:
+        open_reference(args.reference)  # says at once if it is none
     path = args.output_dir / "results" / f"speed_{args.device}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU"
@@ -487,19 +507,21 @@ def main(args: SpeedSettings) -> None:
         function, sizes = MEASURES[measure]
         if size not in sizes:
             continue
-        lines = [{"model": size, "dtype": dtype, **line, **where} for line in function(args, size, DTYPES[dtype])]
-        replaced = {(size, dtype, line["measure"]) for line in lines}
-        kept = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-        kept = [line for line in kept if (line["model"], line["dtype"], line["measure"]) not in replaced]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept + lines))
-        print(table(lines), flush=True)
+        for measured in function(args, size, DTYPES[dtype]):
+            line = {"model": size, "dtype": dtype, **measured, **where}
+            lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+            if any(each["machine"] != machine for each in lines):
+                raise InputError(f"{path} holds times of another machine: pass another --output_dir.")
+            same = ("model", "dtype", "measure")
+            lines = [each for each in lines if any(each[name] != line[name] for name in same)] + [line]
+            lines.sort(key=lambda line: (SIZES.index(line["model"]), line["dtype"]))
+            path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+            path.with_suffix(".md").write_text(table(lines))
+            plot(lines, args.output_dir / "figures" / f"speed_{args.device}.png")
+            print(table([line]), flush=True)
         gc.collect()
-    lines = [json.loads(text) for text in path.read_text().splitlines()]
-    lines.sort(key=lambda line: (SIZES.index(line["model"]), line["dtype"]))
-    path.with_suffix(".md").write_text(table(lines))
-    plot(lines, args.output_dir / "figures" / f"speed_{args.device}.png")
     print(f"Look at {path.with_suffix('.md')}.")
 
 
 if __name__ == "__main__":
-    main(parse(SpeedSettings, description=__doc__))
+    run_script(main, SpeedSettings, __doc__)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffusers_cg import ADMUNet2DModel, NoisyClassifierModel
+from diffusers_cg.errors import InputError
 from diffusers_cg.pipelines import ClassifierGuidedPipeline
 
 
@@ -21,6 +22,8 @@ MODULES = ("unet", "script_util", "fp16_util", "nn")
 
 def open_reference(path: Path) -> SimpleNamespace:
     """The modules of a clone that need nothing but PyTorch and NumPy."""
+    if not (path / "guided_diffusion").is_dir():
+        raise InputError(f"{path} is no clone of guided-diffusion: it has no folder guided_diffusion.")
     if str(path) not in sys.path:
         sys.path.insert(0, str(path))
     return SimpleNamespace(**{name: importlib.import_module(f"guided_diffusion.{name}") for name in MODULES})

@@ -73,6 +73,8 @@ def reference_training(
     network.load_state_dict(own.to_openai_state_dict())
     network = network.to(own.device).train()
     half = dtype != torch.float32 and own.device.type == "cuda"
+    if half:
+        network.dtype = torch.float16  # which its script says where it makes the network
     trainer = reference.fp16_util.MixedPrecisionTrainer(
         model=network, use_fp16=half, **({} if kind == "unet" else {"initial_lg_loss_scale": 16.0})
     )

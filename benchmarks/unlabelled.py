@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from digits_judge import DigitsJudge
-from digits_table4 import draw_cell
+from digits_table4 import check_same_settings, draw_cell
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 from sklearn.metrics import adjusted_rand_score
@@ -32,8 +32,8 @@ from diffusers_cg.data.files import list_files
 from diffusers_cg.data.grids import image_grid
 from diffusers_cg.training.cluster_labels import cluster_names, load_clusters, nearest_centers
 from diffusers_cg.training.export_digits import split_digits
-from diffusers_cg_cli.command import command
-from diffusers_cg_cli.settings import Settings, parse
+from diffusers_cg_cli.command import run_script
+from diffusers_cg_cli.settings import Settings
 
 
 TRAINING = Path(__file__).parents[1] / "training"
@@ -76,8 +76,8 @@ def clusters_of(folder: Path, names: Sequence[str], num_images: int) -> np.ndarr
     return clusters
 
 
-@command
 def main(args: UnlabelledSettings) -> None:
+    check_same_settings(args, ("num_clusters", "max_train_steps", "num_samples", "num_inference_steps", "seed"))
     folder, labelled, classifier_dir = (args.output_dir / name for name in ("digits", "labelled", "classifier"))
     labels = write_unlabelled(folder)
     settings = ["--features", "pixels", "--seed", args.seed]
@@ -138,9 +138,9 @@ def main(args: UnlabelledSettings) -> None:
     picture = image_grid(
         [*examples, *(row for rows_of_scale in grids.values() for row in rows_of_scale)],
         row_labels=["a few of the", "cluster", ""]
-        + [f"scale {scale:g}" if i == 0 else "" for scale in grids for i in range(4)],
+        + [f"scale {scale:g}" if i == 0 else "" for scale in grids for i in range(len(grids[scale]))],
         column_labels=[name.replace("cluster_", "cluster ") for name in names],
-        title="Real images of ten clusters found without labels, and images drawn for each; a noise per row",
+        title=f"Real images of {args.num_clusters} clusters found without labels, and images drawn for each; a noise per row",
         tile_size=56,
     )
     picture.save(args.output_dir / "guided.png")
@@ -150,4 +150,4 @@ def main(args: UnlabelledSettings) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    main(parse(UnlabelledSettings, description=__doc__))
+    run_script(main, UnlabelledSettings, __doc__)

@@ -35,6 +35,8 @@ TINY = {
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
+LONG = ("tests/training/", "tests/test_reference_parity.py", "tests/test_pages.py")
+
 # huggingface_hub asks the environment when it is imported, so all tests have this Hub and an empty cache, and no other
 TOKENS = {"hf_me": "me", "hf_you": "you"}
 _hub = HubServer(TOKENS)
@@ -50,7 +52,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first, so that no process of several is left alone with one at the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith("tests/training/"))
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 def pytest_collection_finish() -> None:

@@ -27,7 +27,13 @@ import diffusers_cg_cli
 ROOT = Path(__file__).parents[1]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["diffusers_cg.training.train_unet", "diffusers_cg.training.train_classifier", "datasets"]
+    [
+        "diffusers_cg.training.train_unet",
+        "diffusers_cg.training.train_classifier",
+        "datasets",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+    ]
 )
 
 
@@ -117,10 +123,19 @@ def run_cli(*argv: object, log: Path, **options) -> Ended:
 
 def run_here(*argv: object) -> Ended:
     """Runs `diffusers-cg` with arguments in this process."""
+    return _here(diffusers_cg_cli.main, [str(arg) for arg in argv])
+
+
+def run_command_here(name: str, *argv: object) -> Ended:
+    """Runs `training/NAME.py` with flags in this process."""
+    return _here(_main, name, [str(arg) for arg in argv])
+
+
+def _here(function: Callable, *args) -> Ended:
     status, output = 0, io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
-            diffusers_cg_cli.main([str(arg) for arg in argv])
+            function(*args)
         except SystemExit as ended:
             status = ended.code or 0
     return Ended(status, output.getvalue())

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from diffusers_cg_cli.settings import Settings, parse
 
-P, R = ParamSpec("P"), TypeVar("R")
+
+P, R, S = ParamSpec("P"), TypeVar("R"), TypeVar("S", bound=Settings)
 
 
 def command(main: Callable[P, R]) -> Callable[P, R]:
@@ -29,6 +31,11 @@ def command(main: Callable[P, R]) -> Callable[P, R]:
             sys.exit(2)
 
     return wrapped
+
+
+def run_script(main: Callable[[S], None], settings_class: type[S], description: str | None = None) -> None:
+    """Runs a script's main function with the settings that its command line states."""
+    command(lambda: main(parse(settings_class, description=description)))()
 
 
 def sentence_for(error: Exception) -> str | None:

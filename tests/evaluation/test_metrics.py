@@ -12,9 +12,9 @@ from diffusers_cg.evaluation import (
     feature_statistics,
     frechet_distance,
     inception_score,
+    metrics,
     precision_recall,
 )
-from diffusers_cg.evaluation.metrics import BLOCK
 
 
 EXPECTED = json.loads((DATA / "metrics.json").read_text())
@@ -152,9 +152,15 @@ def test_precision_and_recall_by_brute_force(num_neighbours):
     assert 0 < precision < 1 and 0 < recall < 1
 
 
-def test_more_rows_than_a_block():
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(metrics, "BLOCK", 256)
+    return 256
+
+
+def test_more_rows_than_a_block(small_blocks):
     """The same points in another order, so that neighbours lie in other blocks, and far ones that change nothing."""
-    reference, samples = features(BLOCK + 60, 2), features(BLOCK + 30, 2, seed=1) + 1
+    reference, samples = features(small_blocks + 60, 2), features(small_blocks + 30, 2, seed=1) + 1
     precision, recall = precision_recall(reference, samples)
     assert precision_recall(reference[::-1], samples[::-1]) == (precision, recall)
     distances = np.linalg.norm(samples[:, None] - reference[None], axis=2)
@@ -163,9 +169,9 @@ def test_more_rows_than_a_block():
     assert 0 < precision < 1
 
 
-def test_distances_are_never_held_as_a_whole():
-    rows = features(6 * BLOCK, 4).astype(np.float32)
-    assert peak_bytes(precision_recall, rows[:BLOCK], rows) < 8 * BLOCK * BLOCK * 4
+def test_distances_are_never_held_as_a_whole(small_blocks):
+    rows = features(6 * small_blocks, 4).astype(np.float32)
+    assert peak_bytes(precision_recall, rows[:small_blocks], rows) < 8 * small_blocks**2 * 4
 
 
 def test_features_far_from_the_origin():

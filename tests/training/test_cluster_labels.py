@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from processes import run_command
+from processes import run_command_here
 
 from diffusers_cg.data import open_folder
 from diffusers_cg.data.files import list_files
@@ -45,9 +45,8 @@ def unlabelled(few_digits, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(unlabelled, tmp_path_factory):
+def cluster(unlabelled):
     """Runs the command on the digits, with flags added or changed (None leaves one out)."""
-    log = tmp_path_factory.mktemp("logs") / "log"
 
     def cluster(output_dir, status=0, **changed):
         flags = {
@@ -61,7 +60,7 @@ def cluster(unlabelled, tmp_path_factory):
         for name, value in flags.items():
             if value is not None:
                 argv += [f"--{name}"] if value is True else [f"--{name}", value]
-        ended = run_command("cluster_labels", *argv, log=log)
+        ended = run_command_here("cluster_labels", *argv)
         assert ended.status == status, ended.output
         return ended.output
 

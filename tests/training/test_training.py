@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import torch
 from conftest import TINY
 from diffusers import DDPMScheduler, UniPCMultistepScheduler
 from PIL import Image
-from processes import ROOT, Signal, run_command, run_function, run_script
+from processes import Signal, run_command, run_function, run_script
 from reference import DATA
 from safetensors.torch import load_file
 
@@ -220,9 +218,9 @@ def test_from_digits_to_guided_samples_as_typed(few_digits, tiny_flags, train, t
     assert ended.status == 0, ended.output
     assert list((classifier / "validation").glob("*.png"))
     argv = tiny_flags(output_dir=unet, classifier=classifier, ddpm_num_inference_steps=2, **v_prediction, **flags)
-    launch = [Path(sys.executable).with_name("accelerate"), "launch", "training/train_unet.py", *argv]
-    done = subprocess.run(list(map(str, launch)), cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
+    # as `accelerate launch` does
+    ended = run_script("accelerate.commands.launch", "training/train_unet.py", *argv, log=tmp_path / "log")
+    assert ended.status == 0, ended.output
     assert list((unet / "samples").glob("*.png"))
     train("train_unet", output_dir=unconditional, class_conditional=False, **v_prediction)
 
@@ -349,10 +347,6 @@ KILLS = {
     "between checkpoints": (at_draw(5 * BATCH_SIZE + 3), ["checkpoint-2", "checkpoint-4"]),
     "while writing a checkpoint": (
         Signal(signal.SIGKILL, ".checkpoint-4.partial/training_state.json"),
-        ["checkpoint-2"],
-    ),
-    "before renaming a checkpoint": (
-        Signal(signal.SIGKILL, ".checkpoint-4.partial", event="os.rename"),
         ["checkpoint-2"],
     ),
     "while writing the result": (
@@ -536,7 +530,7 @@ def stopped_at(train, tmp_path_factory):
 
 VALIDATED = {
     **EARLIER_FLAGS,
-    **{"train_batch_size": 36, "max_train_steps": 12, "save_images_epochs": 1, "checkpointing_steps": 3},
+    **{"train_batch_size": 36, "max_train_steps": 8, "save_images_epochs": 1, "checkpointing_steps": 3},
     **{"lr_scheduler": "constant", "lr_warmup_steps": 0, "ddpm_num_steps": 1000, "timestep_sampler": "uniform"},
 }
 
@@ -550,14 +544,15 @@ def test_the_classifier_with_the_best_accuracy_is_the_result(train, few_digits, 
     flags = {**VALIDATED, "learning_rate": 3e-2, "logger": "tensorboard", "validation_data_dir": few_digits}
     train("train_classifier", output_dir=tmp_path, **flags)
     accuracies = mean_accuracies(tmp_path)
-    best = max(range(12), key=lambda step: accuracies[step]) + 1
+    best = max(range(8), key=lambda step: accuracies[step]) + 1
+    assert best < 8  # or the last would do
     stated = json.loads((tmp_path / "checkpoint-best" / "best.json").read_text())
     assert stated == {"step": best, "value": pytest.approx(accuracies[best - 1])}
     assert torch.equal(weights(tmp_path), weights(tmp_path / "checkpoint-best"))
     told = json.loads((tmp_path / "training.json").read_text())["classifier"]
     assert told["result"] == f"of step {best}, the best: validation_accuracy {accuracies[best - 1]:.4f}"
     assert logged(tmp_path, "validation_accuracy/mean").tolist() == pytest.approx(accuracies)
-    assert pictures_logged(tmp_path, "validation") == list(range(1, 13))
+    assert pictures_logged(tmp_path, "validation") == list(range(1, 9))
 
 
 def test_without_a_better_one_the_training_ends_and_stays_ended(train, few_digits, tmp_path):
