@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import DataLoaderConfiguration, InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from diffusers import ModelMixin
+from diffusers.models.attention_processor import Attention
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -112,8 +113,13 @@ class TrainingLoop:
         self.stop_requested = False
 
         model.to(accelerator.device)
-        if accelerator.device.type == "cpu":  # where AdamW's one pass copies weights of another layout
+        if (
+            accelerator.device.type == "cpu"
+        ):  # where AdamW's one pass, and convolutions' backward, copy what lies otherwise
             torch.nn.Module.to(model, memory_format=torch.contiguous_format)
+            for module in model.modules():
+                if isinstance(module, Attention):  # it gives images in channels-last
+                    module.register_forward_hook(lambda module, inputs, output: output.contiguous())
         self.model_class, self.model_config = type(model), json.loads(model.to_json_string())
         self.parameter_names = [name for name, _ in model.named_parameters()]
         self.averages = {
