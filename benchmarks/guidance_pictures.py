@@ -9,7 +9,7 @@ there. The pictures come to lie in `benchmarks/figures`: in a column one noise a
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -99,6 +99,12 @@ NETWORKS = {"resnet": save_resnet, "clip": save_clip, "weak": save_weak_unet}
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
+
+
+PICTURES = (
+    *("classifier", "clean_classifier", "text", "energy", "training_free"),
+    *("classifier_free", "perturbed_attention", "autoguidance", "combined", "few_steps"),
+)
 
 
 def pictures(networks: Path) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
@@ -231,8 +237,8 @@ class PictureSettings(Settings):
     networks: Path
     """Folder of the networks that are trained."""
 
-    only: list[str] | None = None
-    """Names of pictures to draw: all by default."""
+    only: list[Literal[PICTURES]] = list(PICTURES)
+    """What to draw."""
 
 
 def main(settings: PictureSettings) -> None:
@@ -243,7 +249,7 @@ def main(settings: PictureSettings) -> None:
             with atomic_directory(settings.networks / name) as directory:
                 make(directory)
     for name, rows in pictures(settings.networks):
-        if settings.only is None or name in settings.only:
+        if name in settings.only:
             drawn = {label: draw(**call) for label, call in rows.items()}
             print(name, {label: evaluations for label, (_, evaluations) in drawn.items()})
             images = [images for images, _ in drawn.values()]
