@@ -489,6 +489,11 @@ class SpeedSettings(Settings):
     """Folder of `results` and `figures`."""
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, none where there is no file."""
+    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+
+
 def main(args: SpeedSettings) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda needs a GPU, and this machine shows none.")
@@ -497,6 +502,8 @@ def main(args: SpeedSettings) -> None:
     path = args.output_dir / "results" / f"speed_{args.device}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU"
+    if any(line["machine"] != machine for line in read(path)):
+        raise InputError(f"{path} holds times of another machine: pass another --output_dir.")
     where = {
         "date": str(date.today()),
         "torch": torch.__version__,
@@ -509,9 +516,7 @@ def main(args: SpeedSettings) -> None:
             continue
         for measured in function(args, size, DTYPES[dtype]):
             line = {"model": size, "dtype": dtype, **measured, **where}
-            lines = [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
-            if any(each["machine"] != machine for each in lines):
-                raise InputError(f"{path} holds times of another machine: pass another --output_dir.")
+            lines = read(path)
             same = ("model", "dtype", "measure")
             lines = [each for each in lines if any(each[name] != line[name] for name in same)] + [line]
             lines.sort(key=lambda line: (SIZES.index(line["model"]), line["dtype"]))

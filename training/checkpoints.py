@@ -163,10 +163,8 @@ class Checkpoints:
         state = on_main_process(
             self.accelerator, lambda: _matching_state(directory, model_config, settings, may_differ)
         )
-        scaler = self.accelerator.scaler
-        if not (
-            directory / f"{SCALER_NAME}.pt"
-        ).is_file():  # of a training in another precision: the scale is found anew
+        scaler, saved_scaler = self.accelerator.scaler, directory / f"{SCALER_NAME}.pt"
+        if not saved_scaler.is_file():  # of a training in another precision: the scale is found anew
             self.accelerator.scaler = None
         self.accelerator.load_state(str(directory))
         self.accelerator.scaler = scaler

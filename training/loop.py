@@ -113,9 +113,8 @@ class TrainingLoop:
         self.stop_requested = False
 
         model.to(accelerator.device)
-        if (
-            accelerator.device.type == "cpu"
-        ):  # where AdamW's one pass, and convolutions' backward, copy what lies otherwise
+        if accelerator.device.type == "cpu":
+            # where AdamW's one pass copies weights of another layout, and convolutions images of another than the weights'
             torch.nn.Module.to(model, memory_format=torch.contiguous_format)
             for module in model.modules():
                 if isinstance(module, Attention):  # it gives images in channels-last
@@ -312,7 +311,7 @@ class TrainingLoop:
     def _kept_random_numbers(self) -> AbstractContextManager:
         """A context after which PyTorch draws as if there had been none."""
         device = self.accelerator.device
-        return torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
+        return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
     @contextmanager
     def _stop_on_signals(self) -> Iterator[None]:

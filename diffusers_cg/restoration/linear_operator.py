@@ -185,9 +185,8 @@ def check_adjoint(
             raise InputError(
                 f"The adjoint of {operator.name} must lead to the images' shape {tuple(x.shape)}, got {tuple(adjoint.shape)}."
             )
-        x, y, measured, adjoint = (
-            each.cpu().double() for each in (x, y, measured, adjoint)
-        )  # some devices have no float64
+        # on the CPU, since some devices have no float64
+        x, y, measured, adjoint = (each.cpu().double() for each in (x, y, measured, adjoint))
         of_forward = (measured * y).flatten(1).sum(dim=1)
         of_adjoint = (x * adjoint).flatten(1).sum(dim=1)
         off = (of_forward - of_adjoint).abs() / squared_norm(measured).sqrt().clamp(min=1e-12)
