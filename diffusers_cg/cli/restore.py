@@ -25,6 +25,9 @@ class RestoreSettings(EditedSettings):
     num_inference_steps: PositiveInt | None = None
     """Steps; 100 by default, and 1,000 of dps, or as many as the model was trained with."""
 
+    classifier_scale: Scale = 0.0
+    """Scale of the classifier's guidance beside the measurement, 0 for none."""
+
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
     """How much noise of the steps is drawn anew; 0.85 of ddnm and 1 of pigdm and dps by default, diffpir has none."""
 

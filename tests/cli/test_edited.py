@@ -1,6 +1,7 @@
 """`diffusers-cg edit`, `inpaint` and `restore`: folders in, folders out; what a call draws is tested in tests/pipelines."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from PIL import Image
 from processes import Signal, run_cli, run_here, run_together
 
 import diffusers_cg_cli
-from diffusers_cg import ClassifierGuidedDDPMPipeline
+from diffusers_cg import ClassifierGuidedDDIMPipeline, ClassifierGuidedDDPMPipeline
 from diffusers_cg.generation import SampleFolder
+from diffusers_cg.generation.edited_folder import ImageToEdit
+from diffusers_cg.restoration import BoxDownsampling
 
 
 NAMES = ["cat", "dog", "owl", "bee", "3"]
@@ -116,6 +119,25 @@ def test_commands_draw_what_calls_do(root, call):
     assert settings["seed"] == 3
     settings = json.loads((call.output.parent / "restored" / "sampling.json").read_text())
     assert settings["operator"] == {"name": "BoxDownsampling", "factor": 2} and settings["method"] == "diffpir"
+
+    pipe = ClassifierGuidedDDIMPipeline.from_pretrained(root / "model")
+    names, steps = ["cat/b.png", "owl/d.png"], {"num_inference_steps": STEPS[1]}
+    classes = [NAMES.index(name.split("/")[0]) for name in names]
+
+    def images_and_generators(folder, seed):
+        images = [Image.open(root / folder / name) for name in names]
+        return images, [ImageToEdit(Path(name), 0).generator(seed) for name in names]
+
+    images, generators = images_and_generators("images", 3)
+    of_edit = {"classifier_scale": 2.0, "strength": 0.5, "source_labels": classes}
+    edited = pipe.edit(images, [2, 2], generator=generators, **of_edit, **steps).images
+    images, generators = images_and_generators("small", 0)
+    of_restore = {"method": "diffpir", "noise_std": 0.1, "class_labels": classes}
+    restored = pipe.restore(images, BoxDownsampling(2), generator=generators, **of_restore, **steps).images
+    for output, expected in (("out", edited), ("restored", restored)):
+        made = pixels(call.output.parent / output)
+        for name, image in zip(names, expected):
+            assert np.abs(made[name].astype(int) - np.asarray(image)).max() <= 1, (output, name)
 
 
 def test_restore_says_how_many_steps_it_took(root, call):
