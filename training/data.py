@@ -455,16 +455,12 @@ def ignore_stop_signals(worker: int) -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
-def evaluation_loader(images: TrainingImages, batch_size: int, num_workers: int = 0) -> DataLoader:
-    """Every image once, in order; an item's draw is its place. `num_workers` are as of [`training_loader`]."""
-    options = {"batch_size": batch_size, "worker_init_fn": ignore_stop_signals}
+def evaluation_loader(images: TrainingImages, batch_size: int) -> DataLoader:
+    """Every image once, in order; an item's draw is its place."""
     if images.is_streamed:
-        collator = BatchCollator(images, num_threads=num_workers)
-        draws = StreamDraws(images, endless=False)
-        return DataLoader(draws, num_workers=min(num_workers, 1), collate_fn=collator, **options)
+        return DataLoader(StreamDraws(images, endless=False), batch_size, collate_fn=BatchCollator(images))
     in_order = [(index, index) for index in range(len(images))]
-    collator = BatchCollator(images)
-    return DataLoader(SetDraws(images), sampler=in_order, num_workers=num_workers, collate_fn=collator, **options)
+    return DataLoader(SetDraws(images), batch_size, sampler=in_order, collate_fn=BatchCollator(images))
 
 
 def examples_by_class(images: TrainingImages, num_classes: int, per_class: int) -> list[list[Item]]:

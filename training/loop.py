@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tqdm.auto import tqdm
 from diffusers_cg.data.files import atomic_update
 from diffusers_cg.diffusion import GaussianDiffusion, TimestepSampler, seeded_generator
 from diffusers_cg.errors import InputError
-from diffusers_cg.generation import is_on_cpu
+from diffusers_cg.generation import LONGEST_WAIT, is_on_cpu
 from diffusers_cg.hub.publishing import check_push, push_folder
 from diffusers_cg.models import warn_of_emulation
 from diffusers_cg.models.fine_tuning import load_weights
@@ -557,8 +556,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         project_config=ProjectConfiguration(
             project_dir=str(settings.output_dir), logging_dir=str(settings.output_dir / settings.logging_dir)
         ),
-        # the others wait while the main process evaluates; NCCL would end them after ten minutes
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],  # while the main process evaluates
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would ignore it
         raise InputError("--mixed_precision fp16 needs a GPU: on a CPU pass bf16, or no.")

@@ -96,7 +96,7 @@ def train(settings: ClassifierSettings) -> None:
         levels = np.linspace(0, settings.ddpm_num_steps - 1, NOISE_LEVELS).round().astype(int).tolist()
         correct, num_images = np.zeros(len(levels)), 0
         uniform = UniformSampler(settings.ddpm_num_steps)
-        for batch in evaluation_loader(shown, settings.eval_batch_size, settings.dataloader_num_workers):
+        for batch in evaluation_loader(shown, settings.eval_batch_size):
             num_images += len(batch["draws"])
             clean_images = batch["clean_images"].to(accelerator.device)
             *_, noise = draw_timesteps_and_noise(batch["draws"], clean_images, uniform, settings.seed)

@@ -1,6 +1,7 @@
 """Many images from saved pipelines, resumable, by as many processes as there are."""
 
 from diffusers_cg.generation.generate import (
+    LONGEST_WAIT,
     draw_images,
     generate_to_folder,
     is_on_cpu,
@@ -20,6 +21,7 @@ from diffusers_cg.generation.scheduler_choice import SchedulerChoice
 
 
 __all__ = [
+    "LONGEST_WAIT",
     "BESIDE_SAMPLES",
     "GuidanceFile",
     "ImageToDraw",

@@ -288,6 +288,10 @@ def check_fit(pipe: ClassifierGuidedPipeline, demands: dict[str, Any]) -> None:
             )
 
 
+LONGEST_WAIT = timedelta(days=7)
+"""Of a process for another's work, as a stage or an evaluation; PyTorch gives up after ten minutes or half an hour."""
+
+
 def is_on_cpu() -> bool:
     """Whether processes compute on CPUs: there Accelerate takes those that torchrun started for strangers unless it is told."""
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
@@ -295,8 +299,7 @@ def is_on_cpu() -> bool:
 
 def start_processes() -> PartialState:
     """This process among those that a launcher started; the first call connects them."""
-    # one may wait for another's stage for longer than the half hour after which PyTorch gives up
-    return PartialState(cpu=is_on_cpu(), timeout=timedelta(days=7))
+    return PartialState(cpu=is_on_cpu(), timeout=LONGEST_WAIT)
 
 
 def resolve_device(device: str | None) -> torch.device:

@@ -34,9 +34,8 @@ def test_the_flags_of_a_released_file(name, tmp_path):
     lines = inspected(save_shapes(tmp_path / f"{name}.pt", manifest["shapes"]))
     flags = dict(flag.split(" ") for flag in lines["OpenAI's flags"].removeprefix("--").split(" --"))
     stated = {flag: str(value) for flag, value in manifest["flags"].items()}
-    assert (
-        len(stated.keys() - flags.keys()) <= 1
-    )  # heads have a number or a width; no weight tells of --classifier_use_fp16
+    # heads have a number or a width; no weight tells of --classifier_use_fp16
+    assert len(stated.keys() - flags.keys()) <= 1
     assert all(stated[flag] == flags[flag] for flag in stated.keys() & flags.keys())
     assert lines["parameters"].startswith(f"{manifest['parameters']:,} ")
 
